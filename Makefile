@@ -1,0 +1,62 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+# No library that this project ships reports home.
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# What a stage starts by the name `python` is this project's own.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
+
+.PHONY: setup
+setup: .venv/.synced  ## Make .venv with the exact packages of requirements.lock
+
+.venv/.synced: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) found: install Python 3.11 to 3.13 (or name one: make setup PYTHON=/path/to/python3.12)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "make: $$($(PYTHON) --version) is not 3.11 to 3.13: name one that is, for example make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make a virtual environment: install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ;]+' requirements.lock)"
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@
+
+.PHONY: lock
+lock: .venv/.synced  ## Compile requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --quiet -o requirements.lock
+
+.PHONY: demo
+demo: setup  ## Retrain on real pictures, end to end (DEMO_IMAGES=all takes every picture)
+	$(BIN)/python -m tasks.demo_data
+	$(BIN)/dvc add --quiet data/raw
+	$(BIN)/python -m flows.retrain
+
+.PHONY: retrain
+retrain: setup  ## Retrain on what is in data/raw: only what is new is computed
+	$(BIN)/python -m flows.retrain
+
+.PHONY: test
+test: setup  ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: setup  ## Lint, check the format and the types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: ui
+ui: setup  ## Open the MLflow and Prefect pages on this machine (Ctrl-C ends both)
+	$(BIN)/python -m flows.ui
+
+.PHONY: clean
+clean:  ## Remove .venv and the caches; data, runs and models stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find flows tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""The typed schema of params.yaml: frozen, and what it does not know is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.vision.errors import RefitError
+
+PATH = Path("params.yaml")
+# Candidate names become file names, DVC stage names and MLflow run names.
+CANDIDATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Block(BaseModel):
+    """A block of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Split(Block):
+    """Shares of the pictures held out; the rest is for training."""
+
+    val: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train_on(self) -> Split:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test = {self.val + self.test:g} leaves nothing to train on")
+        return self
+
+
+class Data(Block):
+    """What all stages share."""
+
+    seed: int
+    split: Split
+
+
+class Validate(Block):
+    """The data gate."""
+
+    min_side: Positive
+    max_pixels: Positive
+    allowed_formats: tuple[str, ...]
+    min_per_class: Positive
+    min_per_class_and_split: Positive
+
+
+class Prepare(Block):
+    """Sizes in pixels; see `tasks.vision.preprocess.Preprocess`."""
+
+    resize: Positive
+    crop: Positive
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Prepare:
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
+
+
+class Head(Block):
+    """The frozen stage: features computed once, the head trained on them."""
+
+    flip: bool
+    pool: Literal["avg", "flatten"]
+    hidden: tuple[Positive, ...]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    epochs: Positive
+    batch_size: Positive
+    lr: Rate
+    weight_decay: NotNegative
+
+
+class FineTune(Block):
+    """The second stage: the last block, or every layer, trains with a low rate."""
+
+    unfreeze: Literal["last_block", "all"]
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Positive
+    lr: Rate
+    weight_decay: NotNegative
+
+
+class Evaluate(Block):
+    """Scoring of the reloaded checkpoint."""
+
+    batch_size: Positive
+
+
+class Export(Block):
+    """The ONNX hand-over."""
+
+    max_probability_difference: Rate
+
+
+class Register(Block):
+    """Where MLflow keeps runs and versions."""
+
+    experiment: str
+    model_name: str
+
+
+class Candidate(Block):
+    """A network to compare: its architecture and what it starts from."""
+
+    arch: str
+    weights: str
+    on_missing: Literal["fail", "random"]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _source_is_known(self) -> Candidate:
+        kind, _, place = self.weights.partition(":")
+        if kind not in ("imagenet", "random", "package", "file"):
+            raise ValueError(
+                f"weights: {self.weights!r} is none of imagenet, random, package:…, file:…"
+            )
+        if (kind in ("package", "file")) != bool(place):
+            raise ValueError(f"weights: {self.weights!r} needs the form {kind}:PATH")
+        if kind == "file" and self.sha256 is None:
+            raise ValueError("weights: file:… needs the file's sha256 beside it")
+        return self
+
+
+class Params(Block):
+    """The whole of params.yaml."""
+
+    data: Data
+    validate_: Annotated[Validate, Field(alias="validate")]
+    prepare: Prepare
+    head: Head
+    fine_tune: FineTune
+    evaluate: Evaluate
+    export: Export
+    register_: Annotated[Register, Field(alias="register")]
+    candidates: Annotated[dict[str, Candidate], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> Params:
+        bad = [name for name in self.candidates if not CANDIDATE_NAME.fullmatch(name)]
+        if bad:
+            raise ValueError(f"candidates: {bad} may hold only letters, digits, '_', '-' and '.'")
+        return self
+
+
+def load(path: Path = PATH) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        RefitError: no such file, not YAML, or values refused; each with its place in the file.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RefitError(f"no {path} in {Path.cwd()}: start from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise RefitError(f"{path} is not YAML: {error}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        count = f"{len(lines)} value{'s' * (len(lines) > 1)}"
+        raise RefitError("\n".join([f"{path}: {count} refused", *lines])) from None
+
+
+def candidate(params: Params, name: str) -> Candidate:
+    """Return one candidate by name.
+
+    Raises:
+        RefitError: the name is not in params.yaml; the message lists those that are.
+    """
+    if name not in params.candidates:
+        raise RefitError(f"no candidate {name!r} in {PATH}: there are {list(params.candidates)}")
+    return params.candidates[name]

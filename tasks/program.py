@@ -1,0 +1,36 @@
+"""What every stage's command line shares: its arguments, its progress bar, its last words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from tasks.vision.errors import RefitError
+
+Item = TypeVar("Item")
+
+
+def run(stage: Callable[[], None]) -> None:
+    """Run a stage; an error meant for people ends it with exit code 1 and no traceback."""
+    try:
+        stage()
+    except RefitError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def candidate_argument(description: str) -> str:
+    """Return the candidate named on the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("candidate", help="a name under `candidates:` in params.yaml")
+    return str(parser.parse_args().candidate)
+
+
+def progress(items: Iterable[Item], label: str, unit: str, total: int | None = None) -> tqdm[Item]:
+    """Return `items` with a progress bar on stderr that also names the rate and the ETA."""
+    return tqdm(items, desc=label, unit=unit, total=total, mininterval=0.5, dynamic_ncols=True)

@@ -1,0 +1,1 @@
+"""Pictures and networks: torch, numpy and nothing of the pipeline's tools."""
