@@ -1,1 +1,15 @@
 """When to retrain: Prefect flows that run DVC stages and then act on the outside world."""
+
+import os
+from pathlib import Path
+
+# Prefect reads its settings when it is imported, so they stand here, before any of its imports.
+for _name, _value in {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Runs and schedules of this project stay in its folder.
+    "PREFECT_HOME": str(Path.cwd() / ".prefect"),
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -59,3 +59,8 @@ def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_version() -> str:
+    """Return 12 hex digits that name the accepted pictures, labels and splits."""
+    return sha256_file(MANIFEST)[:12]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.vision.errors import RefitError
 
@@ -18,6 +18,7 @@ CANDIDATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Severity = Literal["error", "warn", "off"]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -47,14 +48,53 @@ class Data(Block):
     split: Split
 
 
+class Checks(Block):
+    """What a failed check of the data gate means: the data is refused, a remark, or nothing."""
+
+    min_side: Severity
+    max_aspect_ratio: Severity
+    allowed_formats: Severity
+    allowed_modes: Severity
+    min_contrast: Severity
+    min_classes: Severity
+    min_per_class: Severity
+    min_per_class_and_split: Severity
+    max_imbalance_ratio: Severity
+    exact_duplicates: Severity
+    near_duplicates_across_splits: Severity
+    label_conflicts: Severity
+    near_label_conflicts: Severity
+    brightness_outliers: Severity
+    sharpness_outliers: Severity
+    drift: Severity
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare off as false
+
+
 class Validate(Block):
     """The data gate."""
 
     min_side: Positive
-    max_pixels: Positive
-    allowed_formats: tuple[str, ...]
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)]  # Pillow refuses more, whatever is set
+    max_aspect_ratio: Annotated[float, Field(ge=1)]
+    allowed_formats: Annotated[tuple[str, ...], Field(min_length=1)]
+    allowed_modes: Annotated[tuple[str, ...], Field(min_length=1)]
+    min_contrast: NotNegative
+    decode_timeout: Rate
+    on_bad_file: Literal["fail", "quarantine"]
+    max_quarantined_share: Share
+    min_classes: Positive
     min_per_class: Positive
-    min_per_class_and_split: Positive
+    min_per_class_and_split: Annotated[int, Field(ge=0)]
+    max_imbalance_ratio: Annotated[float, Field(ge=1)]
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=255)]
+    max_outlier_z: Rate
+    max_drift: Share
+    drift_p_value: Share
+    checks: Checks
 
 
 class Prepare(Block):
@@ -87,6 +127,7 @@ class FineTune(Block):
     """The second stage: the last block, or every layer, trains with a low rate."""
 
     unfreeze: Literal["last_block", "all"]
+    batch_norm: Literal["frozen", "train"]
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Positive
     lr: Rate

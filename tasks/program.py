@@ -34,3 +34,16 @@ def candidate_argument(description: str) -> str:
 def progress(items: Iterable[Item], label: str, unit: str, total: int | None = None) -> tqdm[Item]:
     """Return `items` with a progress bar on stderr that also names the rate and the ETA."""
     return tqdm(items, desc=label, unit=unit, total=total, mininterval=0.5, dynamic_ncols=True)
+
+
+def refuse_divergence(epoch: int | None, param: str, value: float) -> None:
+    """Fail a training whose loss stopped being a number.
+
+    Raises:
+        RefitError: `epoch` is not None; the message names the rate to lower.
+    """
+    if epoch is not None:
+        raise RefitError(
+            f"the training loss was no longer a number in epoch {epoch}: lower {param} "
+            f"(it is {value:g}) in params.yaml; nothing was written"
+        )

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
+# Levels are rounded at a bit less than a half: weighted means of whole levels often lie on exactly
+# a half, where the last bit of a float decides, and PyTorch and ONNX Runtime would decide apart.
+HALF = 0.4877
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -56,9 +60,13 @@ def resize_square(images: Tensor, side: int) -> Tensor:
     height, width = images.shape[-2], images.shape[-1]
     square = torch.sym_min(height, width)
     top, left = (height - square) // 2, (width - square) // 2
-    cut = images[:, :, top : top + square, left : left + square].float()
-    small = F.interpolate(cut, size=(side, side), mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255)
+    cut = images[:, :, top : top + square, left : left + square]
+    if torch.compiler.is_exporting():  # elsewhere the checks would import sympy, for seconds
+        # torch.export cannot work out the size of a slice between two symbols: tell it.
+        torch._check(cut.shape[2] > 0)
+        torch._check(cut.shape[3] > 0)
+    small = F.interpolate(cut.float(), size=(side, side), mode="bilinear", antialias=True)
+    return (small + HALF).floor().clamp(0, 255)
 
 
 def centre_crop(images: Tensor, side: int) -> Tensor:

@@ -1,0 +1,96 @@
+"""Child processes of a flow: their output line by line as it comes, and none left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+GRACE = 10.0  # seconds between asking a child to end and ending it
+QUIET = 5.0  # seconds between two progress lines where nobody watches a terminal
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def run(command: Sequence[str], log: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run a command in a process group of its own and relay its output.
+
+    Whatever ends this call early (a cancelled flow, Ctrl-C) ends the whole group first.
+
+    Args:
+        command: program and arguments; a program of this environment is found first.
+        log: told of each finished line.
+
+    Returns:
+        the exit code and all finished lines.
+    """
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    ) as process:
+        try:
+            assert process.stdout is not None  # noqa: S101 - for the type checker
+            lines = list(_relay(process.stdout, log))
+            return process.wait(), lines
+        except BaseException:
+            _end_group(process)
+            raise
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when the flow's process dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, ending)
+            process.wait(GRACE)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _relay(stream: IO[bytes], log: Callable[[str], None]) -> Iterator[str]:
+    """Log and yield finished lines; show a progress bar in place, or now and then."""
+    watched, spoke = sys.stderr.isatty(), time.monotonic()
+    for text, progress in _pieces(stream):
+        if not text.strip():
+            continue
+        if not progress:
+            if watched:
+                sys.stderr.write("\r\x1b[K")
+            log(text)
+            yield text
+        elif watched:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        elif time.monotonic() - spoke > QUIET:
+            spoke = time.monotonic()
+            log(text.strip())
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
+    """Yield text up to each line end, and whether it was a progress bar's carriage return."""
+    rest = b""
+    while chunk := stream.read1(65536):  # type: ignore[attr-defined]
+        *pieces, rest = re.split(rb"(\r\n|\r|\n)", rest + chunk)
+        for text, end in zip(pieces[::2], pieces[1::2], strict=True):
+            yield text.decode(errors="replace"), end == b"\r"
+    if rest:
+        yield rest.decode(errors="replace"), False

@@ -1,0 +1,119 @@
+"""Stage `export`: the best candidate by validation as one ONNX file, proven on the test split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import files, models, packed, params, program, serving
+from tasks.vision import device, images, onnx_graph
+from tasks.vision.errors import RefitError
+from tasks.vision.fine_tuning import predict_logits
+
+PICTURES_AT_ONCE = 16  # decoded at full size: enough to fill the processor, little memory
+
+
+def validated(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return each candidate's validation score, of those whose model is the one scored.
+
+    Raises:
+        RefitError: none is complete.
+    """
+    found = {}
+    for name in names:
+        model, score = (files.MODELS / name / f for f in ("model.safetensors", "validation.json"))
+        if not (model.exists() and score.exists()):
+            print(f"export: {name} is left out: it has no evaluated model")
+            continue
+        figures = files.read_json(score)
+        if figures["model_sha256"] != files.sha256_file(model):
+            print(f"export: {name} is left out: its score is of another model")
+            continue
+        found[name] = figures
+    if not found:
+        raise RefitError(
+            f"none of the candidates {names} has an evaluated model: nothing to export"
+        )
+    return found
+
+
+def served(path: Path, pictures: packed.Pictures, max_pixels: int) -> NDArray[np.float32]:
+    """Return the ONNX file's probabilities [n, C] for pictures read from their own files."""
+    session = serving.Session(path, provider="cpu")
+    out = []
+    with program.progress((), "export: proof", "picture", len(pictures)) as bar:
+        for start in range(0, len(pictures), PICTURES_AT_ONCE):
+            paths = pictures.paths[start : start + PICTURES_AT_ONCE]
+            read = [images.read_picture(files.RAW / path, max_pixels) for path in paths]
+            out.append(session.predict(read)[0])
+            bar.update(len(paths))
+    return np.concatenate(out)
+
+
+def prove(
+    expected: NDArray[np.float32],
+    got: NDArray[np.float32],
+    paths: list[str],
+    tolerance: float,
+) -> float:
+    """Return the largest difference of two sets of probabilities [n, C].
+
+    Raises:
+        RefitError: a picture is classified differently or differs by more than the tolerance.
+    """
+    worst = np.abs(expected - got).max(1)
+    bad = np.flatnonzero((worst > tolerance) | (expected.argmax(1) != got.argmax(1)))
+    if len(bad):
+        listed = "\n".join(f"  {paths[i]}: differs by {worst[i]:.2g}" for i in bad[:20])
+        raise RefitError(
+            f"ONNX Runtime and PyTorch disagree on {len(bad)} of {len(paths)} test pictures "
+            f"(tolerance {tolerance:g}); nothing was exported:\n{listed}"
+        )
+    return float(worst.max())
+
+
+def main() -> None:
+    """Choose, export, prove; only a proven file takes its place."""
+    settings = params.load()
+    where = device.start(settings.data.seed)
+    scores = validated(list(settings.candidates))
+    best = max(scores, key=lambda name: scores[name]["f1_macro"])
+    classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
+    test = packed.read_split("test")
+    expected = predict_logits(
+        classifier.to(where),
+        test.pixels,
+        len(test),
+        spec.preprocess,
+        settings.evaluate.batch_size,
+    ).softmax(1)
+    metadata = {
+        "candidate": best,
+        "arch": spec.arch,
+        "initialised_from": spec.initialised_from,
+        "data_version": files.data_version(),
+        "model_sha256": scores[best]["model_sha256"],
+        "val_f1_macro": json.dumps(scores[best]["f1_macro"]),
+    }
+    with files.replacing(files.BEST / "model.onnx") as temporary:
+        onnx_graph.export(
+            classifier.cpu(), spec.preprocess, list(spec.classes), metadata, temporary
+        )
+        difference = prove(
+            expected.cpu().numpy(),
+            served(temporary, test, settings.validate_.max_pixels),
+            test.paths,
+            settings.export.max_probability_difference,
+        )
+    print(
+        f"export: {best} (val macro F1 {scores[best]['f1_macro']:.4f}) agrees with PyTorch on "
+        f"all {len(test)} test pictures, largest difference {difference:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,61 @@
+"""Frozen features by content: `data/features/<key>/<shard>.npz` holds hashes and their vectors.
+
+The key names everything that a vector depends on besides the picture (weights, preprocessing,
+view, code), so a vector found here is the one that would be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import files
+from tasks.fingerprint import fingerprint
+from tasks.packed import Pictures
+
+
+def read(folder: Path) -> tuple[dict[str, int], NDArray[np.float32]]:
+    """Return content hash -> row, and the vectors float32 [n, D] of one key's folder."""
+    hashes: list[str] = []
+    parts: list[NDArray[np.float32]] = []
+    for shard in sorted(folder.glob("*.npz")):
+        with np.load(shard) as stored:  # allow_pickle stays off: arrays only
+            hashes += stored["sha256"].tolist()
+            parts.append(stored["features"])
+    rows = {sha: row for row, sha in enumerate(hashes)}
+    return rows, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def features_of(
+    pictures: Pictures,
+    key: str,
+    compute: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    root: Path = files.FEATURES,
+) -> tuple[NDArray[np.float32], int]:
+    """Return the features of all pictures, computing only those that are not stored.
+
+    Args:
+        pictures: n packed pictures.
+        key: names weights, preprocessing, view and code.
+        compute: positions in `pictures` -> float32 [len(positions), D].
+        root: the store's folder.
+
+    Returns:
+        float32 [n, D] in the order of `pictures`, and how many were computed now.
+    """
+    rows, _ = stored = read(root / key)
+    first: dict[str, int] = {}
+    for position, sha in enumerate(pictures.sha256):
+        if sha not in rows:
+            first.setdefault(sha, position)
+    if first:
+        new = compute(np.fromiter(first.values(), np.int64))
+        shard = root / key / f"{fingerprint(list(first))}.npz"
+        with files.replacing(shard) as temporary, temporary.open("wb") as file:
+            np.savez(file, sha256=np.array(list(first)), features=new)
+        stored = read(root / key)
+    rows, vectors = stored
+    return vectors[[rows[sha] for sha in pictures.sha256]], len(first)

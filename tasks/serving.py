@@ -1,0 +1,128 @@
+"""A model in use: one ONNX file, ONNX Runtime and numpy; no torch.
+
+The graph takes raw pixels and its metadata name the classes, so there is nothing to configure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from tasks.vision.errors import RefitError
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+# What `tasks.vision.onnx_graph.export` always writes.
+REQUIRED = ("class_names", "preprocess", "input", "temperature")
+_NAMES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+# TensorFloat-32 keeps 10 bits of mantissa: probabilities would differ from the evaluated ones.
+_CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
+_FATAL, _WARNING = 4, 2  # ONNX Runtime's log severities
+
+
+class Session:
+    """An exported model, loaded.
+
+    Args:
+        path: the .onnx file that `tasks.vision.onnx_graph.export` wrote.
+        provider: `cuda` fails without a usable GPU; `auto` falls back to the CPU, and
+            the attribute of that name says which it took.
+
+    Attributes:
+        class_names: in the order of the columns that `predict` returns.
+        metadata: everything that the file says of itself, as written.
+        provider: cpu or cuda, whichever computes.
+
+    Raises:
+        RefitError: no such file, no model that Refit exported, or no CUDA where it was asked for.
+    """
+
+    def __init__(self, path: Path | str, provider: Provider = "auto"):
+        path = Path(path)
+        if not path.is_file():
+            raise RefitError(f"no model file {path}: `make retrain` or `dvc pull` brings it")
+        self._session, complaint = _open(path, provider)
+        self.provider = _NAMES[self._session.get_providers()[0]]
+        if provider == "cuda" and self.provider != "cuda":
+            raise RefitError(_no_cuda(complaint))
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        missing = [key for key in REQUIRED if key not in self.metadata]
+        if missing:
+            raise RefitError(
+                f"{path} is an ONNX file, but not one that Refit exported: its metadata lack "
+                f"{', '.join(missing)}"
+            )
+        self.class_names: list[str] = json.loads(self.metadata["class_names"])
+
+    def predict(
+        self, images: list[npt.NDArray[np.uint8]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Classify pictures; those of equal size are computed as one batch.
+
+        Args:
+            images: n arrays, each uint8 RGB [H, W, 3] of its own size.
+
+        Returns:
+            probabilities and logits, float32 [n, C] each, in the order of `images`.
+
+        Raises:
+            RefitError: an array of another shape or dtype; the message names its place.
+        """
+        same_size: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            _check(image, place)
+            same_size.setdefault(image.shape, []).append(place)
+        probabilities = np.empty((len(images), len(self.class_names)), np.float32)
+        logits = np.empty_like(probabilities)
+        for places in same_size.values():
+            batch = np.stack([images[place] for place in places])
+            probabilities[places], logits[places] = self._session.run(
+                ["probabilities", "logits"], {"image": batch}
+            )
+        return probabilities, logits
+
+
+def _open(path: Path, provider: Provider) -> tuple[Any, str]:
+    """Return ONNX Runtime's session and what was said while CUDA's libraries were loaded."""
+    options = onnxruntime.SessionOptions()
+    # Threads that spin while they wait slow down everything else in the process and on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    said = io.StringIO()
+    if provider != "cpu" and _CUDA[0] in onnxruntime.get_available_providers():
+        providers.insert(0, _CUDA)
+        # It looks for CUDA beside the Python packages, which the linker does not; and it prints.
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()
+    # The reason why CUDA cannot be had is of use only to those who asked for it.
+    onnxruntime.set_default_logger_severity(_FATAL if provider == "auto" else _WARNING)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exceptions share no other base
+        raise RefitError(f"{path} is no ONNX model that can be loaded: {error}") from None
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
+    return session, said.getvalue()
+
+
+def _no_cuda(complaint: str) -> str:
+    reason = complaint.strip().partition("\n")[0] or "ONNX Runtime could not start it"
+    return (
+        f"asked for CUDA and did not get it ({reason}): check that `nvidia-smi` lists a GPU and "
+        "that CUDA's libraries are installed (`pip install 'onnxruntime-gpu[cuda,cudnn]'`), or "
+        "ask for `cpu` or `auto`"
+    )
+
+
+def _check(image: npt.NDArray[np.uint8], place: int) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise RefitError(
+            f"picture {place}: {image.dtype} {list(image.shape)}, where uint8 RGB [H, W, 3] belongs"
+        )
