@@ -62,7 +62,7 @@ def ask() -> Graph:
 
 def _in_order(needs: dict[str, set[str]]) -> dict[str, set[str]]:
     """Return the stages so that each one follows all that it needs, else as in dvc.yaml."""
-    waiting, ordered = dict(needs), {}
+    waiting, ordered = dict(needs), dict[str, set[str]]()
     while waiting:
         ready = next(name for name, needed in waiting.items() if needed <= ordered.keys())
         ordered[ready] = waiting.pop(ready)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from prefect import flow
@@ -14,24 +15,25 @@ from prefect.states import Completed, Failed
 
 from flows import graph, report
 from flows.stages import Outcome, run_child, run_stages, unchanged
-from tasks import files, params
+from tasks import files, params, results
 from tasks.vision.errors import RefitError
 
 
-def registered(outcome: Outcome) -> bool:
+def registered(names: Iterable[str]) -> bool:
     """Whether MLflow was told of the models as they lie in `data/` now."""
-    if outcome.seconds or not files.SUMMARY.exists():
+    if not files.SUMMARY.exists():
         return False
-    summary = files.read_json(files.SUMMARY)
+    known = files.read_json(files.SUMMARY)
+    here = os.environ.get("MLFLOW_TRACKING_URI", known.get("tracking_uri"))
     return bool(
-        summary["tracking_uri"] == os.environ.get("MLFLOW_TRACKING_URI", summary["tracking_uri"])
-        and summary["onnx_sha256"] == files.sha256_file(files.BEST / "model.onnx")
+        known.get("tracking_uri") == here
+        and known.get("retrain") == results.retrain_key(results.validated(names))
     )
 
 
-def register_best(outcome: Outcome) -> State:
+def register_best(names: Iterable[str], outcome: Outcome) -> State:
     """Log the candidates, register the best and compare it with the champion."""
-    if registered(outcome):
+    if registered(names):
         return unchanged("register", return_state=True)
     stages = {"seconds": outcome.seconds, "failed": outcome.failed_candidates()}
     command = [sys.executable, "-m", "tasks.register", "--stages", json.dumps(stages)]
@@ -52,7 +54,7 @@ def retrain() -> State:
     """Bring everything up to date with what is in data/raw; compute only what is new."""
     logger = get_run_logger()
     try:
-        params.load()
+        candidates = params.load().candidates
         if absent := missing_data():
             return Failed(message=absent)
         found = graph.ask()
@@ -68,7 +70,7 @@ def retrain() -> State:
     if "export" in (outcome.failed | outcome.skipped):
         failures = [f"{stage} failed: {reason}" for stage, reason in outcome.failed.items()]
         return Failed(message="\n".join(failures))
-    state = register_best(outcome)
+    state = register_best(candidates, outcome)
     if not state.is_completed():
         return Failed(message=f"register: {state.message}")
     report.show(files.read_json(files.SUMMARY), outcome)

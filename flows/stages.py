@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -55,6 +56,9 @@ class Outcome:
         return found
 
 
+UNCHANGED = "didn't change, skipping"  # DVC's words for a stage that it did not run
+
+
 def reason(name: str, code: int, lines: list[str]) -> str:
     """Return one line on why a child failed: its own error, else the last thing it said."""
     own = [line for line in lines if not line.startswith("ERROR: failed to")]
@@ -82,6 +86,8 @@ def run_child(name: str, command: list[str]) -> State:
     seconds = time.monotonic() - started
     if code:
         return Failed(message=reason(name, code, lines))
+    if any(line.endswith(UNCHANGED) for line in lines):
+        return Completed(name="Unchanged", message="its inputs turned out to be the same")
     return Completed(message=f"{seconds:.1f} s", data=seconds)
 
 
@@ -100,8 +106,10 @@ def run_stages(graph: Graph) -> Outcome:
         elif stage in graph.stale or needs & outcome.seconds.keys():
             command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
             state = run_child(stage, command, return_state=True)
-            if state.is_completed():
-                outcome.seconds[stage] = round(state.result(), 1)
+            if state.name == "Unchanged":
+                outcome.unchanged.append(stage)
+            elif state.is_completed():
+                outcome.seconds[stage] = round(cast(float, state.result()), 1)
             else:
                 outcome.failed[stage] = str(state.message)
         else:

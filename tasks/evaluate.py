@@ -55,7 +55,7 @@ def main() -> None:
     report, tables, per_class = {}, [], []
     for split in SPLITS:
         pictures = packed.read_split(split)
-        with program.progress((), f"evaluate {name} {split}", "picture", len(pictures)) as bar:
+        with program.bar(f"evaluate {name} {split}", "picture", len(pictures)) as bar:
             logits = predict_logits(
                 classifier,
                 pictures.pixels,

@@ -9,49 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import files, models, packed, params, program, serving
-from tasks.vision import device, images, onnx_graph
+from tasks import files, models, packed, params, program, results, serving
+from tasks.vision import device, onnx_graph
 from tasks.vision.errors import RefitError
 from tasks.vision.fine_tuning import predict_logits
 
-PICTURES_AT_ONCE = 16  # decoded at full size: enough to fill the processor, little memory
 
-
-def validated(names: list[str]) -> dict[str, dict[str, Any]]:
+def complete(names: list[str]) -> dict[str, dict[str, Any]]:
     """Return each candidate's validation score, of those whose model is the one scored.
 
     Raises:
         RefitError: none is complete.
     """
     found = {}
-    for name in names:
-        model, score = (files.MODELS / name / f for f in ("model.safetensors", "validation.json"))
-        if not (model.exists() and score.exists()):
-            print(f"export: {name} is left out: it has no evaluated model")
-            continue
-        figures = files.read_json(score)
-        if figures["model_sha256"] != files.sha256_file(model):
-            print(f"export: {name} is left out: its score is of another model")
-            continue
-        found[name] = figures
+    for name, score in results.validated(names).items():
+        if score["model_sha256"] == files.sha256_file(files.MODELS / name / "model.safetensors"):
+            found[name] = score
+    for name in sorted(set(names) - found.keys()):
+        print(f"export: {name} is left out: it has no evaluated model")
     if not found:
-        raise RefitError(
-            f"none of the candidates {names} has an evaluated model: nothing to export"
-        )
+        raise RefitError(f"nothing to export: none of {names} has an evaluated model")
     return found
 
 
 def served(path: Path, pictures: packed.Pictures, max_pixels: int) -> NDArray[np.float32]:
     """Return the ONNX file's probabilities [n, C] for pictures read from their own files."""
     session = serving.Session(path, provider="cpu")
-    out = []
-    with program.progress((), "export: proof", "picture", len(pictures)) as bar:
-        for start in range(0, len(pictures), PICTURES_AT_ONCE):
-            paths = pictures.paths[start : start + PICTURES_AT_ONCE]
-            read = [images.read_picture(files.RAW / path, max_pixels) for path in paths]
-            out.append(session.predict(read)[0])
-            bar.update(len(paths))
-    return np.concatenate(out)
+    paths = [files.RAW / path for path in pictures.paths]
+    with program.bar("export: proof", "picture", len(pictures)) as bar:
+        return serving.predict_files(session, paths, max_pixels, bar.update)
 
 
 def prove(
@@ -80,7 +66,7 @@ def main() -> None:
     """Choose, export, prove; only a proven file takes its place."""
     settings = params.load()
     where = device.start(settings.data.seed)
-    scores = validated(list(settings.candidates))
+    scores = complete(list(settings.candidates))
     best = max(scores, key=lambda name: scores[name]["f1_macro"])
     classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
     test = packed.read_split("test")

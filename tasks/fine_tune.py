@@ -39,7 +39,7 @@ def main() -> None:
         f"initialised from {spec.initialised_from}"
     )
     work = tune.epochs * len(train) + (tune.epochs + 1) * len(val)
-    with program.progress((), f"fine_tune {name}", "picture", total=work) as bar:
+    with program.bar(f"fine_tune {name}", "picture", work) as bar:
 
         def on_epoch(row: Epoch) -> None:
             bar.set_postfix(epoch=row.epoch, val_f1=f"{row.val_f1_macro:.4f}", refresh=False)

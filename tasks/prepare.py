@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)  # one picture a thread: more threads inside would only fight
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        program.progress((), "prepare", "picture", total=len(new)) as bar,
+        program.bar("prepare", "picture", len(new)) as bar,
     ):
         for start in range(0, len(new), PICTURES_A_SHARD):
             ids = new[start : start + PICTURES_A_SHARD]

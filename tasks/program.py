@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -34,6 +34,11 @@ def candidate_argument(description: str) -> str:
 def progress(items: Iterable[Item], label: str, unit: str, total: int | None = None) -> tqdm[Item]:
     """Return `items` with a progress bar on stderr that also names the rate and the ETA."""
     return tqdm(items, desc=label, unit=unit, total=total, mininterval=0.5, dynamic_ncols=True)
+
+
+def bar(label: str, unit: str, total: int) -> tqdm[Any]:
+    """Return a progress bar that is moved by hand, with `.update(n)`."""
+    return progress((), label, unit, total)
 
 
 def refuse_divergence(epoch: int | None, param: str, value: float) -> None:

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from tasks import files, packed, params, program, serving, tracking
-from tasks.fingerprint import fingerprint
-from tasks.vision import images
+from tasks.results import retrain_key, scored
 from tasks.vision.metrics import f1_macro
 
-PICTURES_AT_ONCE = 16
 STAGES_WITH_CURVES = ("head", "fine_tune")
 
 
@@ -53,17 +51,6 @@ def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:
     }
     flat = {f"{b}.{key}": v for b, block in blocks.items() for key, v in block.model_dump().items()}
     return {**settings.candidates[name].model_dump(), **flat, "seed": settings.data.seed}
-
-
-def scored(settings: params.Params) -> dict[str, dict[str, Any]]:
-    """Return metrics, model hash and initial weights of each candidate that was evaluated."""
-    found = {}
-    for name in settings.candidates:
-        validation = files.MODELS / name / "validation.json"
-        metrics = files.REPORTS / name / "metrics.json"
-        if validation.exists() and metrics.exists():
-            found[name] = {**files.read_json(validation), **files.read_json(metrics)}
-    return found
 
 
 def log_candidate(
@@ -109,15 +96,12 @@ def test_score(model: Path, max_pixels: int) -> float:
     """
     session = serving.Session(model)
     pictures = packed.read_split("test")
+    paths = [files.RAW / path for path in pictures.paths]
+    best = serving.predict_files(session, paths, max_pixels).argmax(1)
     classes = files.read_json(files.CLASSES)
     number = {name: i for i, name in enumerate(classes)}
-    predicted: list[int] = []
-    for start in range(0, len(pictures), PICTURES_AT_ONCE):
-        paths = pictures.paths[start : start + PICTURES_AT_ONCE]
-        read = [images.read_picture(files.RAW / path, max_pixels) for path in paths]
-        best = session.predict(read)[0].argmax(1)
-        predicted += [number.get(session.class_names[i], len(classes)) for i in best]
-    return f1_macro(pictures.labels, np.array(predicted), len(classes) + 1)
+    predicted = np.array([number.get(session.class_names[i], len(classes)) for i in best])
+    return f1_macro(pictures.labels, predicted, len(classes) + 1)
 
 
 def judge(
@@ -153,7 +137,7 @@ def retrain_run(
     """Log this retrain, or find it as logged before; return its run id, verdict and version."""
     path = files.BEST / "model.onnx"
     sha256 = files.sha256_file(path)
-    key = fingerprint(sha256, {name: result["model_sha256"] for name, result in results.items()})
+    key = retrain_key(results)
     before = tracking.find_run(client, experiment, {"retrain": key})
     if before and "registered_version" in before.data.tags:
         return {**before.data.tags, "run_id": before.info.run_id}
@@ -184,18 +168,18 @@ def main() -> None:
     parser.add_argument("--stages", type=json.loads, help="the flow's JSON: seconds and failures")
     stages = parser.parse_args().stages or {"seconds": {}, "failed": {}}
     settings = params.load()
-    results = scored(settings)
+    results = scored(settings.candidates)
     with tracking.session(settings.register_.experiment) as (client, experiment):
         logged = retrain_run(client, experiment, settings, results, stages["failed"])
     files.write_json(
         files.SUMMARY,
         {
+            "retrain": logged["retrain"],
             "best": logged["best"],
             "verdict": logged["verdict"],
             "reason": logged["reason"],
             "model": settings.register_.model_name,
             "registered_version": logged["registered_version"],
-            "onnx_sha256": files.sha256_file(files.BEST / "model.onnx"),
             "data_version": files.data_version(),
             "tracking_uri": tracking.uri(),
             "run_id": logged["run_id"],

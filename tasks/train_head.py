@@ -53,7 +53,7 @@ def frozen_features(
     )
 
     def compute(which: NDArray[np.int64]) -> NDArray[np.float32]:
-        with program.progress((), what, "picture", total=len(which)) as bar:
+        with program.bar(what, "picture", len(which)) as bar:
             return features.extract(
                 lambda images: pool(backbone(images)),
                 pictures.pixels,
@@ -86,7 +86,7 @@ def main() -> None:
         for flip in views
     ]
     val_seen = frozen_features(classifier, spec, sha256, val, f"{name} val", flip=False)
-    with program.progress((), f"head {name}", "epoch", total=head.epochs) as bar:
+    with program.bar(f"head {name}", "epoch", head.epochs) as bar:
 
         def on_epoch(row: Epoch) -> None:
             bar.update(row.epoch - bar.n)

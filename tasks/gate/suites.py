@@ -52,6 +52,7 @@ class Suites:
         self.context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
         store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
         index = {"class_name": "DefaultSiteIndexBuilder"}
+        self.context.delete_data_docs_site("local_site")  # a second one, in a temporary folder
         self.context.add_data_docs_site(
             SITE,
             {"class_name": "SiteBuilder", "store_backend": store, "site_index_builder": index},
@@ -111,8 +112,10 @@ def _result(check: Check, result: ExpectationValidationResult, frame: pd.DataFra
     Raises:
         RuntimeError: it could not be evaluated, which is a mistake in this program.
     """
-    if result.exception_info.get("raised_exception"):
-        raise RuntimeError(f"{check.name}: {result.exception_info['exception_message']}")
+    # An error of the expectation is in the dict itself, one of a metric in a dict inside it.
+    for info in (result.exception_info, *result.exception_info.values()):
+        if isinstance(info, dict) and info.get("raised_exception"):
+            raise RuntimeError(f"{check.name}: {info['exception_message']}")
     column = check.arguments.get("column", "")
     rows = result.result.get("unexpected_index_list") or []
     offenders = {row[frame.index.name]: row[column] for row in rows}

@@ -24,7 +24,7 @@ class PartlyFrozen(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         frozen = fold_batchnorm(prefix(classifier))
-        self.frozen = frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen = frozen.to(memory_format=torch.channels_last)
         self.trainable = suffix(classifier)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tasks import files
+
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
+EACH = 60  # pictures a class: enough for a few in every split
 LONG_AGO = 1_600_000_000  # seconds; older than any clock's tick
 
 
@@ -48,6 +53,23 @@ def write_params(project: Path, checks: dict[str, str] | None = None, **validate
 
 def fill(raw: Path, each: int, classes: tuple[str, ...] = ("ant", "bee"), first: int = 0) -> None:
     """Put pictures into the folder of every class."""
-    for number, name in enumerate(classes):
-        for i in range(first, first + each):
-            put(raw / name / f"{i:03}.jpg", picture(1000 * number + i))
+    for name in classes:
+        for number in range(first, first + each):
+            put(raw / name / f"{number:03}.jpg", pictured(name, number))
+
+
+def pictured(label: str, number: int) -> Image.Image:
+    """Return the picture that `fill` gives this number in this class."""
+    return picture(1000 * zlib.crc32(label.encode()) + number)
+
+
+def reasons(project: Path) -> dict[str, str]:
+    with (project / files.VALIDATION / "quarantine.csv").open(encoding="utf-8", newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def outputs(project: Path) -> dict[str, str]:
+    """Return path -> hash of everything that the stage gives to DVC."""
+    outs = [project / files.MANIFEST, project / files.CLASSES]
+    outs += [p for p in (project / files.VALIDATION).rglob("*") if p.is_file()]
+    return {str(p.relative_to(project)): files.sha256_file(p) for p in outs}

@@ -17,7 +17,15 @@ from tests.unit.gate_data import encoded, picture, put
 GOOD = {"train": 20, "val": 4, "test": 4}  # plain pictures a class
 NOT_A_PICTURE = "not a JPEG, PNG, WEBP, BMP, GIF or TIFF picture"
 TOO_MANY = "refused before decoding"
-CUT = ("truncated", "Truncated", "EOF", "broken", "cannot be decoded", "unexpected end", NOT_A_PICTURE)
+CUT = (
+    "truncated",
+    "Truncated",
+    "EOF",
+    "broken",
+    "cannot be decoded",
+    "unexpected end",
+    NOT_A_PICTURE,
+)
 OUTSIDE = "symbolic link to a place outside the data folder"
 
 
@@ -148,7 +156,12 @@ def odd_but_good(raw: Path, expected: Expected) -> None:
         ("transparent.png", see_through, "RGBA", {}),
         ("grey and alpha.png", picture(515).convert("LA"), "LA", {}),
         ("black and white.png", picture(507).convert("1"), "1", {}),
-        ("animated.gif", picture(508).quantize(64), "P", {"save_all": True, "append_images": others}),
+        (
+            "animated.gif",
+            picture(508).quantize(64),
+            "P",
+            {"save_all": True, "append_images": others},
+        ),
         ("animated.webp", picture(509), "RGB", {"save_all": True, "append_images": others}),
         ("progressive.jpg", picture(510), "RGB", {"progressive": True}),
         ("pages.tif", picture(511), "RGB", {"save_all": True, "append_images": others}),
@@ -187,7 +200,11 @@ def odd_and_bad(raw: Path, expected: Expected) -> None:
         ("floating point.tif", encoded(floating, "TIFF"), ("floating point",)),
         ("one pixel.png", encoded(Image.new("RGB", (1, 1)), "PNG"), ("min_side: side 1",)),
         ("thin.png", encoded(picture(601, (64, 31)), "PNG"), ("min_side: side 31",)),
-        ("strip.png", encoded(picture(602, (400, 40)), "PNG"), ("max_aspect_ratio: aspect ratio 10",)),
+        (
+            "strip.png",
+            encoded(picture(602, (400, 40)), "PNG"),
+            ("max_aspect_ratio: aspect ratio 10",),
+        ),
     ):
         put(raw / f"train/bee/{name}", content)
         expected.bad[f"train/bee/{name}"] = words
@@ -226,7 +243,7 @@ def links_and_names(raw: Path, expected: Expected) -> None:
             "-rf.jpg",
             "'; DROP TABLE scan; --.jpg",
             "<img src=x onerror=alert(1)>.jpg",
-            "a,b\t\"c\".jpg",
+            'a,b\t"c".jpg',
             "deep/er/and/deeper.jpg",
             "folder.jpg/picture.jpg",
             "n" * 250 + ".jpg",

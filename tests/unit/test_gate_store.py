@@ -20,7 +20,7 @@ from tasks.gate.layout import Aside, find
 from tasks.gate.store import Work
 from tasks.vision import duplicates
 from tasks.vision.errors import RefitError
-from tests.unit.gate_data import LONG_AGO, fill, picture, put
+from tests.unit.gate_data import LONG_AGO, fill, picture, pictured, put
 
 MAX_PIXELS = 1_000_000
 
@@ -46,7 +46,7 @@ def test_only_what_is_new_is_read_and_only_new_content_is_decoded(root: Path) ->
     assert first == Work(30, 30, 30)
     assert scan(root) == (Work(30, 0, 0), rows, {})
 
-    put(root / "ant/new.jpg", picture(1))  # 001.jpg once more
+    put(root / "ant/new.jpg", pictured("ant", 1))  # 001.jpg once more
     put(root / "ant/other.jpg", picture(77))
     assert scan(root)[0] == Work(32, 2, 1)
 
@@ -153,7 +153,9 @@ def break_decoder(data: bytes, max_pixels: int) -> facts.Facts:
 def test_a_decoder_that_hangs_or_crashes_costs_only_its_own_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "CONTEXT", multiprocessing.get_context("fork"))  # so that the workers have the patched decoder
+    monkeypatch.setattr(
+        workers, "CONTEXT", multiprocessing.get_context("fork")
+    )  # so that the workers have the patched decoder
     monkeypatch.setattr(workers, "facts_of", break_decoder)
     for name in ("hang", "crash", "exit"):
         put(root / f"ant/005{name}.jpg", name.encode())
