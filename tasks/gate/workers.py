@@ -27,6 +27,7 @@ from typing import NamedTuple
 from tasks.gate.facts import Facts, facts_of
 from tasks.vision import images
 from tasks.vision.errors import RefitError
+from tasks.vision.memory import keep_freed_memory
 
 AHEAD = 8  # files a worker has waiting, so that it never waits for the next
 READY = "ready"
@@ -111,6 +112,7 @@ def _work(pipe: Connection, job: Job) -> None:
     # When memory runs out, the kernel is to take a worker and not the stage.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    keep_freed_memory()
     known = sqlite3.connect(f"file:{job.known}?mode=ro", uri=True, timeout=60)
     pipe.send(READY)
     try:
