@@ -103,13 +103,13 @@ class Session:
                 "(`export.features: true` in params.yaml adds the features)"
             )
         found = [np.empty((len(images), widths[name]), np.float32) for name in outputs]
-        for places, batch in self._batches(images):
+        for places, batch in self.batches(images):
             computed = self._session.run(outputs, {self._input["name"]: batch})
             for rows, values in zip(found, computed, strict=True):
                 rows[places] = values
         return found
 
-    def _batches(self, images: list[Pixels]) -> Iterator[tuple[list[int], npt.NDArray[Any]]]:
+    def batches(self, images: list[Pixels]) -> Iterator[tuple[list[int], npt.NDArray[Any]]]:
         """Yield the graph's inputs, with the places in `images` that each one holds."""
         same_size: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
