@@ -24,20 +24,15 @@ NAMES = ["ant", "bee"]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 2),
-    )
-    # One channel of the second layer is thousands of times larger than the others, on a
-    # path that the last layer all but ignores: eight bits cannot hold both.
+    second, last = nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+    # One channel of the second layer is thousands of times larger than the others, on a path that
+    # the last layer all but ignores: eight bits cannot hold both.
     with torch.no_grad():
-        network[2].weight[0] *= 3000
-        network[6].weight[:, 0] /= 3000
+        second.weight[0] *= 3000
+        last.weight[:, 0] /= 3000
+    first = nn.Conv2d(3, 8, 3)
+    pool = nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), pool, nn.Flatten(), last)
     path = tmp_path_factory.mktemp("original") / "model.onnx"
     export(network, PREPROCESS, NAMES, {"data_version": "ab"}, path)
     return path
