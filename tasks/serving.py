@@ -45,6 +45,7 @@ class Session:
         class_names: in the order of the columns that `predict` returns.
         metadata: everything that the file says of itself, as written.
         provider: cpu or cuda, whichever computes.
+        outputs: name -> width.
 
     Raises:
         RefitError: no such file, no model that Refit exported, or no CUDA where it was asked for.
@@ -66,6 +67,7 @@ class Session:
                 f"{', '.join(missing)}"
             )
         self.class_names: list[str] = json.loads(self.metadata["class_names"])
+        self.outputs: dict[str, int] = {o.name: o.shape[1] for o in self._session.get_outputs()}
         self._input: dict[str, Any] = json.loads(self.metadata["input"])
 
     def predict(self, images: list[Pixels]) -> tuple[Floats, Floats]:
@@ -96,13 +98,13 @@ class Session:
         Raises:
             RefitError: as in `predict`, or the file has no such output.
         """
-        widths = {output.name: output.shape[1] for output in self._session.get_outputs()}
-        if absent := set(outputs) - widths.keys():
+        if absent := set(outputs) - self.outputs.keys():
             raise RefitError(
-                f"the model has no output {', '.join(sorted(absent))}: it has {', '.join(widths)} "
-                "(`export.features: true` in params.yaml adds the features)"
+                f"the model has no output {', '.join(sorted(absent))}: it has "
+                f"{', '.join(self.outputs)} (`export.features: true` in params.yaml adds the "
+                "features)"
             )
-        found = [np.empty((len(images), widths[name]), np.float32) for name in outputs]
+        found = [np.empty((len(images), self.outputs[name]), np.float32) for name in outputs]
         for places, batch in self.batches(images):
             computed = self._session.run(outputs, {self._input["name"]: batch})
             for rows, values in zip(found, computed, strict=True):
