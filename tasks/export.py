@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from tasks import files, models, packed, params, program, results, serving
-from tasks.vision import device, onnx_graph
+from tasks import card, files, models, packed, params, program, results, serving
+from tasks.vision import device, metrics, onnx_graph
 from tasks.vision.errors import RefitError
 from tasks.vision.fine_tuning import predict_logits
+
+PROOF_BATCHES = (1, 3, 8)
+# Height and width in pixels: landscape, portrait, odd, one pixel, large.
+PROOF_SIZES = ((48, 64), (640, 480), (17, 23), (101, 67), (1, 1), (1200, 1600))
+PROOF_PIXELS = 3 * 1200 * 1600  # in one batch, so that the proof takes seconds
 
 
 def complete(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -52,7 +59,8 @@ def prove(
         RefitError: a picture is classified differently or differs by more than the tolerance.
     """
     worst = np.abs(expected - got).max(1)
-    bad = np.flatnonzero((worst > tolerance) | (expected.argmax(1) != got.argmax(1)))
+    # Not a number must not pass.
+    bad = np.flatnonzero(~(worst <= tolerance) | (expected.argmax(1) != got.argmax(1)))
     if len(bad):
         listed = "\n".join(f"  {paths[i]}: differs by {worst[i]:.2g}" for i in bad[:20])
         raise RefitError(
@@ -62,42 +70,96 @@ def prove(
     return float(worst.max())
 
 
+def prove_shapes(
+    path: Path, serving_model: onnx_graph.ServingModel, pixels: NDArray[np.uint8], tolerance: float
+) -> float:
+    """Return the largest difference to PyTorch over batches and sizes of pictures.
+
+    Args:
+        path: the ONNX file.
+        serving_model: what was exported, on the CPU.
+        pixels: real pictures uint8 [n, S, S, 3], which are stretched to each size; of noise,
+            levels on the edge between two would say more of the rounding than of the file.
+        tolerance: of a probability.
+
+    Raises:
+        RefitError: a batch or size differs by more.
+    """
+    session = serving.Session(path, provider="cpu")
+    worst = 0.0
+    for (height, width), count in itertools.product(PROOF_SIZES, PROOF_BATCHES):
+        if height * width * count > PROOF_PIXELS:
+            continue
+        chosen = [pixels[i % len(pixels)] for i in range(count)]
+        images = np.stack([np.array(Image.fromarray(p).resize((width, height))) for p in chosen])
+        with torch.inference_mode():
+            expected = serving_model(torch.from_numpy(images))[0].numpy()
+        difference = float(np.abs(session.predict(list(images))[0] - expected).max())
+        if not difference <= tolerance:  # not a number fails, too
+            raise RefitError(
+                f"ONNX Runtime and PyTorch disagree on a batch of {count} pictures of {width} x "
+                f"{height} pixels by {difference:.2g} (tolerance {tolerance:g}); nothing was "
+                "exported"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
 def main() -> None:
-    """Choose, export, prove; only a proven file takes its place."""
+    """Choose, export, prove; only a proven file takes its place, its card beside it."""
     settings = params.load()
     where = device.start(settings.data.seed)
     scores = complete(list(settings.candidates))
     best = max(scores, key=lambda name: scores[name]["f1_macro"])
     classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
-    test = packed.read_split("test")
-    expected = predict_logits(
-        classifier.to(where),
-        test.pixels,
-        len(test),
-        spec.preprocess,
-        settings.evaluate.batch_size,
-    ).softmax(1)
-    metadata = {
-        "candidate": best,
-        "arch": spec.arch,
-        "initialised_from": spec.initialised_from,
-        "data_version": files.data_version(),
-        "model_sha256": scores[best]["model_sha256"],
-        "val_f1_macro": json.dumps(scores[best]["f1_macro"]),
-    }
+    # Fitted by `evaluate` on validation, where it does so.
+    temperature = scores[best].get("temperature", 1.0)
+    classifier.to(where)
+
+    def expected(pictures: packed.Pictures) -> NDArray[np.float32]:
+        logits = predict_logits(
+            classifier,
+            pictures.pixels,
+            len(pictures),
+            spec.preprocess,
+            settings.evaluate.batch_size,
+        )
+        probabilities: NDArray[np.float32] = (logits / temperature).softmax(1).cpu().numpy()
+        return probabilities
+
+    val, test = packed.read_split("val"), packed.read_split("test")
+    metadata = card.metadata(
+        best,
+        spec,
+        scores[best]["model_sha256"],
+        metrics.score(val.labels, expected(val), list(spec.classes)),
+        settings.export.licence,
+    )
+    of_test = expected(test)
+    tolerance = settings.export.max_probability_difference
+    classifier.cpu()
     with files.replacing(files.BEST / "model.onnx") as temporary:
         onnx_graph.export(
-            classifier.cpu(), spec.preprocess, list(spec.classes), metadata, temporary
+            classifier,
+            spec.preprocess,
+            list(spec.classes),
+            metadata,
+            temporary,
+            temperature,
+            settings.export.input,
+            settings.export.features,
         )
-        difference = prove(
-            expected.cpu().numpy(),
-            served(temporary, test, settings.validate_.max_pixels),
-            test.paths,
-            settings.export.max_probability_difference,
-        )
+        few = test.pixels(np.arange(min(len(test), max(PROOF_BATCHES))))
+        whole = onnx_graph.ServingModel(classifier, spec.preprocess, temperature)
+        shapes = prove_shapes(temporary, whole, few, tolerance)
+        got = served(temporary, test, settings.validate_.max_pixels)
+        difference = max(shapes, prove(of_test, got, test.paths, tolerance))
+        about = serving.Session(temporary, "cpu").metadata
+        text = card.page(about, files.sha256_file(temporary))
+    files.write_text(files.BEST / "card.md", text)
     print(
         f"export: {best} (val macro F1 {scores[best]['f1_macro']:.4f}) agrees with PyTorch on "
-        f"all {len(test)} test pictures, largest difference {difference:.1e}"
+        f"all {len(test)} test pictures and all sizes, largest difference {difference:.1e}"
     )
 
 

@@ -144,6 +144,12 @@ class Export(Block):
     """The ONNX hand-over."""
 
     max_probability_difference: Rate
+    input: Literal["pixels", "tensor"]
+    features: bool
+    licence: Annotated[str, Field(min_length=1)]
+    variants: tuple[Literal["fp16", "int8"], ...]
+    provider: Literal["cpu", "cuda"]
+    max_drop: Share
 
 
 class Register(Block):

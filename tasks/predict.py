@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import glob
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks import files
 from tasks.program import progress, run
 from tasks.serving import Provider, Session
 from tasks.vision.errors import PictureError, RefitError
 from tasks.vision.images import SUFFIXES, read_picture
 
+if TYPE_CHECKING:
+    from tasks.drift import FactsFile
+
 # Pictures are decoded and computed in groups: large enough to batch, and of bounded memory.
 GROUP_PICTURES = 16
 GROUP_BYTES = 32 * 2**20
+REGISTERED = "models:/"
 
 Picture = tuple[str, npt.NDArray[np.uint8]]
 
@@ -77,12 +84,12 @@ def _is_picture(path: str) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def grouped(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Yield the pictures in groups of at most `GROUP_PICTURES`, closed early by `GROUP_BYTES`."""
+def grouped(pictures: Iterable[Picture], at_once: int = GROUP_PICTURES) -> Iterator[list[Picture]]:
+    """Yield the pictures in groups of at most `at_once`, closed early by `GROUP_BYTES`."""
     group: list[Picture] = []
     for picture in pictures:
         group.append(picture)
-        if len(group) == GROUP_PICTURES or sum(p.nbytes for _, p in group) >= GROUP_BYTES:
+        if len(group) == at_once or sum(p.nbytes for _, p in group) >= GROUP_BYTES:
             yield group
             group = []
     if group:
@@ -122,6 +129,49 @@ def line(
     return "\t".join([path, *columns])
 
 
+def csv_columns(class_names: list[str], top_k: int | None) -> list[str]:
+    """Return the head of the CSV: all classes by name, or the most probable by rank."""
+    if top_k is None:
+        return ["path", "label", "probability", *(f"p({name})" for name in class_names)]
+    ranks = range(1, min(top_k, len(class_names)) + 1)
+    return ["path", *(f"{what}_{rank}" for rank in ranks for what in ("label", "probability"))]
+
+
+def csv_row(
+    path: str, probabilities: npt.NDArray[np.float32], class_names: list[str], top_k: int | None
+) -> list[str | float]:
+    """Return one picture's row under `csv_columns`."""
+    ranked = np.argsort(-probabilities, kind="stable")
+    named = [x for c in ranked[: top_k or 1] for x in (class_names[c], float(probabilities[c]))]
+    return [path, *named, *(probabilities.tolist() if top_k is None else [])]
+
+
+def printer(
+    arguments: argparse.Namespace, class_names: list[str]
+) -> Callable[[str, npt.NDArray[np.float32]], object]:
+    """Return what prints a picture's path and probabilities; a CSV's head is printed at once."""
+    if not arguments.csv:
+        return lambda path, row: print(
+            line(path, row, class_names, arguments.top_k, arguments.json)
+        )
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(csv_columns(class_names, arguments.top_k))
+    return lambda path, row: writer.writerow(csv_row(path, row, class_names, arguments.top_k))
+
+
+def model_file(name: str) -> Path:
+    """Return the file that MODEL names: a path, or `models:/NAME@ALIAS` in MLflow's registry.
+
+    Raises:
+        RefitError: the registry does not answer or has no such version.
+    """
+    if not name.startswith(REGISTERED):
+        return Path(name)
+    from tasks import tracking  # seconds, which a path does not have to pay
+
+    return tracking.fetch(name)
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Print a line for each picture.
 
@@ -129,37 +179,68 @@ def predict(arguments: argparse.Namespace) -> None:
         RefitError: the model cannot be used, no picture was found, or some could not be read;
             the others have been printed by then.
     """
-    # The one place where MODEL becomes a file: another form of naming a model goes in here.
-    session = Session(arguments.model, arguments.provider)
+    session = Session(model_file(arguments.model), arguments.provider)
     print(f"{arguments.model} on {session.provider}", file=sys.stderr)
     paths: Iterable[str] = expand(arguments.pictures)
     if sys.stderr.isatty() and not sys.stdout.isatty():
         paths = progress(paths, "predict", "picture")
     reader = Reader()
-    for group in grouped(reader.read(paths)):
-        probabilities, _ = session.predict([picture for _, picture in group])
-        for (path, _), row in zip(group, probabilities, strict=True):
-            print(line(path, row, session.class_names, arguments.top_k, arguments.json))
-        sys.stdout.flush()
+    show = printer(arguments, session.class_names)
+    with files.replacing(arguments.facts) if arguments.facts else nullcontext() as temporary:
+        facts = _facts_file(temporary)
+        for group in grouped(reader.read(paths), arguments.batch):
+            probabilities, _ = session.predict([picture for _, picture in group])
+            for (path, _), row in zip(group, probabilities, strict=True):
+                show(path, row)
+                if facts:
+                    facts.add(path, session.class_names[row.argmax()], float(row.max()))
+            sys.stdout.flush()
+        if facts:
+            facts.close()
     if not reader.seen:
         raise RefitError(f"no pictures in {' '.join(arguments.pictures)}")
     if reader.bad:
         raise RefitError(f"{reader.bad} of {reader.seen} pictures could not be read")
 
 
+def _facts_file(path: Path | None) -> FactsFile | None:
+    if path is None:
+        return None
+    from tasks.drift import FactsFile
+
+    return FactsFile(path)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tasks.predict", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an exported .onnx file")
+    parser.add_argument(
+        "model", metavar="MODEL", help="an exported .onnx file, or models:/NAME@champion"
+    )
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="files, folders or quoted globs"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--csv", action="store_true", help="a CSV with a head")
     parser.add_argument(
         "--provider", choices=get_args(Provider), default="auto", help="what computes"
     )
     parser.add_argument(
         "--top-k", type=_positive, metavar="N", help="name the N most probable classes"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=GROUP_PICTURES,
+        metavar="N",
+        help=f"pictures decoded and computed together (default {GROUP_PICTURES})",
+    )
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        metavar="FILE.parquet",
+        help="also write each picture's facts, as in the manifest, and the confidence",
     )
     return parser.parse_args(arguments)
 

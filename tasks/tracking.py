@@ -17,28 +17,24 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402 - it reads its settings when imported
-import mlflow.onnx  # noqa: E402
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Run, RunTag  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.protos.databricks_pb2 import (  # noqa: E402
     INVALID_PARAMETER_VALUE,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.types import Schema, TensorSpec  # noqa: E402
 
+from tasks import pyfunc_model  # noqa: E402
 from tasks.vision.errors import RefitError  # noqa: E402
 
 EMBEDDED = "sqlite:///mlflow.db"
 CHAMPION = "champion"
 # What a service needs to run the registered file.
-SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime-gpu")
+SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime-gpu", "pandas", "pillow")
 PARENT = "mlflow.parentRunId"  # MLflow's own tag for nested runs
 # Two names for one thing that is not there: MLflow says either, by the kind of its store.
 _MISSING = {ErrorCode.Name(code) for code in (INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST)}
@@ -144,19 +140,9 @@ def register(
     Raises:
         RefitError: what came back is not what was sent; the version is deleted again.
     """
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "image")]),
-    )
     with mlflow.start_run(run_id):
-        # log_model empties the proto that it is given: it gets one of its own.
-        logged = mlflow.onnx.log_model(
-            onnx_model=onnx.load(path),
-            name="model",
-            registered_model_name=model,
-            signature=signature,
-            save_as_external_data=False,
-            # Named here, MLflow does not start a process that loads the model to guess them.
-            pip_requirements=[f"{name}=={version(name)}" for name in SERVING_PACKAGES],
+        logged = pyfunc_model.log(
+            path, model, [f"{name}=={version(name)}" for name in SERVING_PACKAGES]
         )
     registered = client.get_model_version(model, str(logged.registered_model_version))
     if download(registered).read_bytes() != path.read_bytes():
@@ -176,12 +162,33 @@ def download(registered: ModelVersion) -> Path:
     Raises:
         RefitError: the version holds no ONNX file.
     """
-    folder = Path(
-        mlflow.artifacts.download_artifacts(f"models:/{registered.name}/{registered.version}")
-    )
+    return _onnx_file(f"models:/{registered.name}/{registered.version}")
+
+
+def fetch(address: str) -> Path:
+    """Fetch the ONNX file behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        RefitError: the server does not answer, or has no such version.
+    """
+    if uri() == EMBEDDED and not Path("mlflow.db").exists():
+        raise RefitError(
+            f"no mlflow.db in {Path.cwd()}: start from the project's folder, or set "
+            "MLFLOW_TRACKING_URI to the server that knows the model"
+        )
+    mlflow.set_tracking_uri(uri())
+    try:
+        return _onnx_file(address)
+    except MlflowException as error:
+        first_line = str(error).splitlines()[0]
+        raise RefitError(f"no model {address} from MLflow at {uri()}: {first_line}") from None
+
+
+def _onnx_file(address: str) -> Path:
+    folder = Path(mlflow.artifacts.download_artifacts(address))
     found = sorted(folder.rglob("*.onnx"))
     if not found:
-        raise RefitError(f"{registered.name} version {registered.version} holds no ONNX file")
+        raise RefitError(f"{address} holds no ONNX file")
     return found[0]
 
 

@@ -15,29 +15,53 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tasks.vision.errors import RefitError
-from tasks.vision.preprocess import Preprocess, centre_crop, normalise, resize_square
+from tasks.vision.preprocess import HALF, Preprocess, centre_crop, normalise, resize_square
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-INPUT = {
-    "name": "image",
-    "dtype": "uint8",
-    "layout": "NHWC",
-    "shape": ["N", "H", "W", 3],
-    "colour": "RGB",
-    "range": [0, 255],
-}
-OUTPUTS = ("probabilities", "logits")
+Form = Literal["pixels", "tensor"]
+
 # A protobuf message ends at 2 GiB; some of it is kept for the graph beside the weights.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
 _EXAMPLE_SIZE = (2, 97, 131, 3)  # no two alike, none 1: equal sizes could be taken for one symbol
+
+
+def input_spec(form: Form, preprocess: Preprocess) -> dict[str, Any]:
+    """Return what the graph takes, as its metadata say it.
+
+    `pixels` takes pictures as they are. `tensor` is for providers without an antialiased Resize:
+    the caller cuts and resizes, and the metadata say how; normalising stays in the graph.
+    """
+    if form == "pixels":
+        return {
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "shape": ["N", "H", "W", 3],
+            "colour": "RGB",
+            "range": [0, 255],
+        }
+    return {
+        "name": "tensor",
+        "dtype": "float32",
+        "layout": "NCHW",
+        "shape": ["N", 3, preprocess.crop, preprocess.crop],
+        "colour": "RGB",
+        "range": [0, 255],
+        "made_by": [
+            {"do": "cut the centre square", "top": "(H - side) // 2", "left": "(W - side) // 2"},
+            {"do": "resize", "side": preprocess.resize, "filter": "bilinear, antialiased"},
+            {"do": "round", "as": f"floor(level + {HALF}), within 0..255", "offset": HALF},
+            {"do": "cut the centre", "side": preprocess.crop},
+        ],
+    }
 
 
 class ServingModel(nn.Module):
@@ -48,27 +72,54 @@ class ServingModel(nn.Module):
         preprocess: the spec that the classifier was trained with.
         temperature: logits are divided by it before the softmax (Guo et al., "On Calibration
             of Modern Neural Networks", 2017); 1 leaves them as they are.
+        form: see `input_spec`.
+        features: also return the head's input; the classifier is a
+            `tasks.vision.backbones.Classifier` then.
     """
 
-    def __init__(self, classifier: nn.Module, preprocess: Preprocess, temperature: float = 1.0):
+    def __init__(
+        self,
+        classifier: nn.Module,
+        preprocess: Preprocess,
+        temperature: float = 1.0,
+        form: Form = "pixels",
+        features: bool = False,
+    ):
         super().__init__()
-        self.classifier = classifier
+        self.classifier: Any = classifier
         self.preprocess = preprocess
         self.temperature = temperature
+        self.form = form
+        self.outputs = ("probabilities", "logits", *(("features",) if features else ()))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Classify pictures.
 
         Args:
-            image: uint8 RGB [N, H, W, 3], of any height and width.
+            image: uint8 RGB [N, H, W, 3], of any height and width; as `tensor` float32
+                [N, 3, crop, crop], levels 0..255.
 
         Returns:
-            probabilities float32 [N, C] and logits float32 [N, C], before the temperature.
+            probabilities float32 [N, C] and logits float32 [N, C], before the temperature; and
+            the pooled features float32 [N, D] on request.
         """
-        square = resize_square(image.permute(0, 3, 1, 2), self.preprocess.resize)
-        pixels = normalise(centre_crop(square, self.preprocess.crop), self.preprocess)
+        levels = image
+        if self.form == "pixels":
+            square = resize_square(image.permute(0, 3, 1, 2), self.preprocess.resize)
+            levels = centre_crop(square, self.preprocess.crop)
+        pixels = normalise(levels, self.preprocess)
+        if "features" in self.outputs:
+            features = self.classifier.features(pixels)
+            logits = self.classifier.head(features)
+            return torch.softmax(logits / self.temperature, dim=1), logits, features
         logits = self.classifier(pixels)
         return torch.softmax(logits / self.temperature, dim=1), logits
+
+    def example(self, device: torch.device) -> Tensor:
+        """Return an input to trace with."""
+        if self.form == "pixels":
+            return torch.zeros(_EXAMPLE_SIZE, dtype=torch.uint8, device=device)
+        return torch.zeros(2, 3, self.preprocess.crop, self.preprocess.crop, device=device)
 
 
 def export(
@@ -78,6 +129,8 @@ def export(
     metadata: dict[str, str],
     path: Path,
     temperature: float = 1.0,
+    form: Form = "pixels",
+    features: bool = False,
 ) -> None:
     """Write a classifier as one self-contained ONNX file, atomically.
 
@@ -93,6 +146,8 @@ def export(
             `input` and `temperature`, which are always there.
         path: the .onnx file; its folder is made.
         temperature: see `ServingModel`.
+        form: see `input_spec`.
+        features: see `ServingModel`.
 
     Raises:
         RefitError: the weights are beyond one protobuf file, the names do not fit the logits,
@@ -108,35 +163,38 @@ def export(
             f"{path}: the network's weights take {weight_bytes / 2**30:.2f} GiB, and one ONNX "
             f"file holds {MAX_WEIGHT_BYTES / 2**30:.2f} GiB: choose a smaller architecture"
         )
-    serving = ServingModel(classifier, preprocess, temperature).eval()
-    device = next(classifier.parameters()).device
-    example = torch.zeros(_EXAMPLE_SIZE, dtype=torch.uint8, device=device)
+    serving = ServingModel(classifier, preprocess, temperature, form, features).eval()
+    example = serving.example(next(classifier.parameters()).device)
+    taken = input_spec(form, preprocess)
+    opened = {axis: name for axis, name in enumerate(taken["shape"]) if isinstance(name, str)}
     with torch.no_grad():
-        width = serving(example)[0].shape[1]
-        if width != len(class_names):
+        widths = [output.shape[1] for output in serving(example)]
+        if widths[0] != len(class_names):
             raise RefitError(
-                f"{path}: {len(class_names)} class names for a network with {width} outputs"
+                f"{path}: {len(class_names)} class names for a network with {widths[0]} outputs"
             )
-        model = _trace(serving, example, path)
+        model = _trace(serving, example, taken["name"], opened, path)
     _strip(model)
-    _name_dimensions(model.graph, classes=width)
+    _name_dimensions(model.graph, opened, widths)
     facts = {
         **metadata,
         "class_names": json.dumps(class_names, ensure_ascii=False),
         "preprocess": json.dumps(preprocess.as_dict()),
-        "input": json.dumps(INPUT),
+        "input": json.dumps(taken),
         "temperature": json.dumps(temperature),
     }
     onnx.helper.set_model_props(model, facts)
     _write(model, path)
 
 
-def _trace(serving: ServingModel, example: Tensor, path: Path) -> ModelProto:
-    """Return the ONNX graph of the model with batch, height and width left open."""
+def _trace(
+    serving: ServingModel, example: Tensor, name: str, opened: dict[int, str], path: Path
+) -> ModelProto:
+    """Return the ONNX graph of the model with the dimensions `opened` left open."""
     dim = torch.export.Dim
     # torch.onnx makes a constant of an open dimension that a layer fixes, named or automatic, and
     # says nothing: `_name_dimensions` looks.
-    shape = {axis: dim(name) for axis, name in enumerate("NHW")}
+    shape = {axis: dim(symbol) for axis, symbol in opened.items()}
     with _quiet():
         try:
             program: Any = torch.onnx.export(
@@ -144,8 +202,8 @@ def _trace(serving: ServingModel, example: Tensor, path: Path) -> ModelProto:
                 (example,),
                 dynamo=True,
                 dynamic_shapes=(shape,),
-                input_names=[str(INPUT["name"])],
-                output_names=list(OUTPUTS),
+                input_names=[name],
+                output_names=list(serving.outputs),
                 external_data=False,
                 verbose=False,
             )
@@ -175,24 +233,24 @@ def _strip(model: ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _name_dimensions(graph: GraphProto, classes: int) -> None:
-    """Name the open dimensions N, H and W.
+def _name_dimensions(graph: GraphProto, opened: dict[int, str], widths: list[int]) -> None:
+    """Name the open dimensions of the input and state the widths of the outputs.
 
     Raises:
         RefitError: one that must be open has become a constant.
     """
-    batch, height, width, _ = graph.input[0].type.tensor_type.shape.dim
-    for dimension, name in ((batch, "N"), (height, "H"), (width, "W")):
-        if dimension.HasField("dim_value"):
+    shape = graph.input[0].type.tensor_type.shape.dim
+    for axis, name in opened.items():
+        if shape[axis].HasField("dim_value"):
             raise RefitError(
-                f"the exported graph takes {name} = {dimension.dim_value} only: a layer of this "
+                f"the exported graph takes {name} = {shape[axis].dim_value} only: a layer of this "
                 "network fixes it"
             )
-        dimension.dim_param = name
-    for output in graph.output:
+        shape[axis].dim_param = name
+    for output, width in zip(graph.output, widths, strict=True):
         rows, columns = output.type.tensor_type.shape.dim
         rows.dim_param = "N"
-        columns.dim_value = classes
+        columns.dim_value = width
 
 
 def _write(model: ModelProto, path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tasks.serving import Session, centre_levels
 from tasks.vision.errors import RefitError
 from tasks.vision.onnx_graph import MAX_WEIGHT_BYTES, ServingModel, export
-from tasks.vision.preprocess import Preprocess, centre_crop, normalise, resize_square
+from tasks.vision.preprocess import HALF, Preprocess, centre_crop, normalise, resize_square
 
 PREPROCESS = Preprocess(64, 56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 NAMES = ["ant", "bee", "käfer"]
@@ -206,3 +207,77 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
         export(classifier(), PREPROCESS, names, {}, old)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert old.read_bytes() == b"the model of yesterday"
+
+
+class WithFeatures(nn.Module):
+    """The parts that `features` asks for, with known weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, len(NAMES))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return pixels.mean(dim=(2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(pixels))
+        return logits
+
+
+def test_features_are_the_heads_input(tmp_path: Path) -> None:
+    classifier = WithFeatures()
+    path = tmp_path / "model.onnx"
+    export(classifier, PREPROCESS, NAMES, {}, path, features=True)
+    session = Session(path, "cpu")
+    image = pictures(1, 56, 56)[0]
+    image[:] = (255, 102, 0)
+    (features,) = session.run([image], ["features"])
+    np.testing.assert_allclose(features, [[2.5, 0.0, -1.0]], atol=1e-5)  # (level/255 - mean) / std
+    logits = session.run([image], ["logits"])[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, classifier.head(torch.from_numpy(features)), atol=1e-5)
+
+
+def test_without_features_asking_for_them_names_the_remedy(exported: Path) -> None:
+    with pytest.raises(RefitError, match=r"no output features.*export\.features: true"):
+        Session(exported, "cpu").run([], ["features"])
+
+
+@pytest.fixture(scope="module")
+def as_tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tensor") / "model.onnx"
+    export(toy(), PREPROCESS, NAMES, METADATA, path, TEMPERATURE, form="tensor")
+    return path
+
+
+def test_tensor_form_says_what_it_takes(as_tensor: Path) -> None:
+    model = onnx.load(as_tensor)
+    assert "Resize" not in {node.op_type for node in model.graph.node}
+    taken = model.graph.input[0]
+    assert taken.name == "tensor"
+    assert taken.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    dims = [d.dim_param or d.dim_value for d in taken.type.tensor_type.shape.dim]
+    spec = json.loads({p.key: p.value for p in model.metadata_props}["input"])
+    assert dims == spec["shape"] == ["N", 3, 56, 56]
+    assert spec["made_by"][1] == {"do": "resize", "side": 64, "filter": "bilinear, antialiased"}
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_tensor_form_gives_what_pixels_give(
+    exported: Path, as_tensor: Path, height: int, width: int
+) -> None:
+    images = list(pictures(2, height, width))
+    expected, _ = Session(exported, "cpu").predict(images)
+    got, _ = Session(as_tensor, "cpu").predict(images)
+    # The two resizers differ by a level where a mean lies on the edge, in noise above all.
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_levels_without_torch_are_those_of_training(height: int, width: int) -> None:
+    image = pictures(1, height, width)[0]
+    raw = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = centre_crop(resize_square(raw, PREPROCESS.resize), PREPROCESS.crop)[0].numpy()
+    got = centre_levels(image, PREPROCESS.resize, PREPROCESS.crop, HALF)
+    assert np.abs(got - expected).max() <= 1
+    assert (got != expected).mean() < 2e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,12 +13,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from tasks import predict
+from tasks.drift import FactsFile
+from tasks.gate import facts, frames
+from tasks.gate.store import TABLE
 from tasks.serving import Session
 from tasks.vision.errors import RefitError
 from tasks.vision.onnx_graph import export
@@ -151,8 +158,7 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [("s", small)] * 2 + [("l", large)] * 2 + [("s", small)]
     groups = ["".join(name for name, _ in group) for group in predict.grouped(pictures)]
     assert groups == ["ssl", "l", "s"]
-    monkeypatch.setattr(predict, "GROUP_PICTURES", 2)
-    assert [len(g) for g in predict.grouped([("s", small)] * 5)] == [2, 2, 1]
+    assert [len(g) for g in predict.grouped([("s", small)] * 5, 2)] == [2, 2, 1]
 
 
 def test_json_lines_equal_the_session(model: Path, folder: Path) -> None:
@@ -194,6 +200,73 @@ def test_top_k_names_the_most_probable_first() -> None:
     ]
     with pytest.raises(SystemExit):
         predict.parse(["m", "p", "--top-k", "0"])
+
+
+def test_csv_holds_what_json_holds(model: Path, folder: Path) -> None:
+    odd = folder / 'b "green", odd.png'
+    (folder / "b_green.png").rename(odd)
+    done = run(model, folder, "--csv", "--provider", "cpu", "--batch", "2")
+    assert done.returncode == 0
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    expected, _ = Session(model, "cpu").predict(list(PICTURES.values()))
+    assert [row["path"] for row in rows][1] == str(odd)
+    assert [row["label"] for row in rows] == ["red", "green", "blue"]
+    for row, probabilities in zip(rows, expected, strict=True):
+        assert list(row)[3:] == ["p(blue)", "p(green)", "p(red)"]
+        got = np.array([row[f"p({name})"] for name in NAMES], np.float32)
+        np.testing.assert_array_equal(got, probabilities)
+
+
+def test_csv_of_the_most_probable() -> None:
+    row = np.array([0.25, 0.5, 0.125], np.float32)
+    head = ["path", "label_1", "probability_1", "label_2", "probability_2"]
+    assert predict.csv_columns(NAMES, 2) == head
+    assert predict.csv_row("p", row, NAMES, 2) == ["p", "green", 0.5, "blue", 0.25]
+    assert len(predict.csv_columns(NAMES, 9)) == len(predict.csv_row("p", row, NAMES, 9)) == 7
+
+
+def test_facts_are_the_manifests_and_feed_the_drift_check(model: Path, folder: Path) -> None:
+    out = folder / "facts" / "night.parquet"
+    (folder / "a_broken.jpg").write_bytes(b"no picture at all")
+    done = run(model, folder, "--provider", "cpu", "--facts", out)
+    assert done.returncode == 1  # of the broken one; the others are there
+    table = pq.read_table(out)
+    assert table.schema.names == [*TABLE.names, "confidence"]
+    assert table["label"].to_pylist() == ["red", "green", "blue"]
+    first = folder / "a_red.png"
+    row = table.to_pylist()[0]
+    known = facts.facts_of(first.read_bytes(), 10**8)._asdict()
+    assert {name: row[name] for name in known} == known
+    assert row["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    probabilities, _ = Session(model, "cpu").predict(list(PICTURES.values()))
+    np.testing.assert_array_equal(table["confidence"].to_numpy(), probabilities.max(1))
+    darker = table.set_column(4, "sha256", pa.array(["x", "y", "z"]))
+    darker = darker.set_column(12, "mean", pa.array([1.0, 2.0, 3.0]))
+    drift = frames.drift_frame(table.drop_columns("confidence"), darker)
+    assert drift.loc["mean", "statistic"] == 1.0
+    assert drift.loc["width", "statistic"] == 0.0
+
+
+def test_many_facts_are_written_in_parts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.drift.ROWS_AT_ONCE", 2)
+    out = FactsFile(tmp_path / "facts.parquet")
+    for _ in range(5):
+        out.add(str(folder / "a_red.png"), "red", 0.5)
+    out.close()
+    file = pq.ParquetFile(tmp_path / "facts.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(3)] == [2, 2, 1]
+
+
+def test_a_registered_model_needs_its_registry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(folder)
+    with pytest.raises(RefitError, match=r"no mlflow\.db in .*start from the project's folder"):
+        predict.model_file("models:/refit@champion")
+    assert not list(folder.glob("mlflow*"))
 
 
 def test_an_empty_folder_and_a_missing_model_are_errors(model: Path, tmp_path: Path) -> None:
