@@ -133,8 +133,7 @@ def reliability(
     right = probabilities.argmax(1) == true
     confidence = normalised.max(1)
     edges = np.linspace(0, 1, bins + 1)
-    # The inner edges alone, so that rounding can push no confidence out of the last bin.
-    places = np.digitize(confidence, edges[1:-1], right=True)
+    places = _bins(confidence, bins)
     return [
         {
             "low": float(edges[place]),
@@ -145,6 +144,33 @@ def reliability(
         }
         for place in np.unique(places)
     ]
+
+
+def calibrated_ece_bound(
+    probabilities: np.ndarray, bins: int = 15, resamples: int = 1000, seed: int = 0
+) -> float:
+    """Return the calibration error that chance alone explains, 0..1.
+
+    The 97.5 percentile of `ece` of a model that is perfectly calibrated and as confident as this
+    one: whether each picture is right is drawn with its confidence (consistency resampling,
+    Broecker and Smith, Increasing the Reliability of Reliability Diagrams, Weather and
+    Forecasting 22, 2007).
+
+    Args:
+        probabilities: float [n, C].
+        bins: as for `ece`.
+        resamples: number of draws.
+        seed: of the draws.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    place = _bins(confidence, bins)
+    generator = np.random.default_rng(seed)
+    errors = []
+    for _ in range(resamples):
+        right = generator.random(len(confidence)) < confidence
+        gaps = np.bincount(place, weights=confidence - right)
+        errors.append(np.abs(gaps).sum() / len(confidence))
+    return float(np.quantile(errors, 1 - (1 - CONFIDENCE) / 2))
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
@@ -269,6 +295,12 @@ def slices(
             )
     # Among equals the one with more pictures is the surer finding.
     return sorted(rows, key=lambda row: (row["accuracy"], -row["count"]))
+
+
+def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return each confidence's place among equal-width bins, open below and closed above."""
+    # The inner edges alone, so that rounding can push no confidence out of the last bin.
+    return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
 
 
 def _slice_column(column: str, values: np.ndarray, length: int) -> tuple[list[str], np.ndarray]:

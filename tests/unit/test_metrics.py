@@ -471,3 +471,18 @@ def test_five_points_of_f1_are_promoted_where_most_mistakes_are_shared(
 ) -> None:
     gain = brentq(lambda g: true_gain(population(g, agreement)) - 0.05, 0.03, 0.05)
     assert least <= promoted(population(gain, agreement)) <= most
+
+
+def test_calibrated_ece_bound_is_exceeded_by_one_calibrated_model_in_forty() -> None:
+    _, probabilities = example(3, count=120)
+    generator = np.random.default_rng(5)
+    bound = metrics.calibrated_ece_bound(probabilities)
+    drawn = [
+        metrics.ece(np.array([generator.choice(3, p=row / row.sum()) for row in exact]), exact)
+        for exact in [probabilities.astype(np.float64)] * 200
+    ]
+    assert 0.005 <= np.mean(np.array(drawn) > bound) <= 0.06
+
+
+def test_calibrated_ece_bound_of_sure_pictures_is_zero() -> None:
+    assert metrics.calibrated_ece_bound(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
