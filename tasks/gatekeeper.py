@@ -15,6 +15,7 @@ from tasks.params import Register
 from tasks.vision import metrics
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
+MAX_P = 0.025  # one-sided, as the bootstrap's lower 95 % bound is
 HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "mcc", "log_loss", "brier", "ece")
 
 
@@ -81,18 +82,21 @@ def decide(
             return Decision("REJECT", broken, figures)
         return Decision("PROMOTE", ["the first model: there is no champion"], figures)
     figures["champion"] = _figures(true, champion, names)
-    gain, low, high = metrics.paired_bootstrap_gain(
-        true, _predicted(champion, names), _predicted(challenger, names), len(names)
+    pair = (true, _predicted(champion, names), _predicted(challenger, names), len(names))
+    gain, low, high = metrics.paired_bootstrap_gain(*pair)
+    chance = metrics.paired_permutation_p(*pair)
+    figures["gain"] = {"f1_macro": gain, "low": low, "high": high, "p": chance}
+    words = (
+        f"macro F1 {gain:+.4f} against the champion "
+        f"(95 % interval {low:+.4f} to {high:+.4f}, p {chance:.3f})"
     )
-    figures["gain"] = {"f1_macro": gain, "low": low, "high": high, "must_exceed": limits.min_gain}
-    words = f"macro F1 {gain:+.4f} against the champion (95 % interval {low:+.4f} to {high:+.4f})"
     worse = [f"it is worse than the champion: {words}"] if high < 0 else []
     worse += _lost_recall(figures, champion, limits.max_recall_drop)
     if broken or worse:
         return Decision("REJECT", broken + worse, figures)
     if forgotten := _forgotten(challenger, champion, limits, figures):
         return Decision("HOLD", [forgotten], figures)
-    if low > limits.min_gain:
+    if low > limits.min_gain and chance <= MAX_P:
         return Decision("PROMOTE", [f"it is better: {words}"], figures)
     return Decision(
         "HOLD", [f"it is not shown to be better by {limits.min_gain:g}: {words}"], figures

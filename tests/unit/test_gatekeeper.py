@@ -64,7 +64,7 @@ def test_a_better_one_is_promoted_with_its_figures() -> None:
 def test_a_tie_is_held() -> None:
     decision = verdict(contender(GOOD), contender(GOOD))
     assert decision.verdict == "HOLD"
-    assert decision.figures["gain"] == {"f1_macro": 0, "low": 0, "high": 0, "must_exceed": 0}
+    assert decision.figures["gain"] == {"f1_macro": 0, "low": 0, "high": 0, "p": 1}
 
 
 def test_a_worse_one_is_rejected() -> None:
@@ -156,7 +156,7 @@ def share_promoted(gained: float, lost: float) -> float:
     )
 
 
-@pytest.mark.parametrize("changed", [0.01, 0.04, 0.1])
+@pytest.mark.parametrize("changed", [0.01, 0.05])
 def test_retrains_without_improvement_are_seldom_promoted(changed: float) -> None:
     assert share_promoted(changed, changed) <= 0.05
 

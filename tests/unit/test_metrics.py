@@ -486,3 +486,19 @@ def test_calibrated_ece_bound_is_exceeded_by_one_calibrated_model_in_forty() -> 
 
 def test_calibrated_ece_bound_of_sure_pictures_is_zero() -> None:
     assert metrics.calibrated_ece_bound(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
+
+
+@pytest.mark.parametrize("better", [3, 6])
+def test_paired_permutation_p_of_one_sided_changes_is_that_of_coins(better: int) -> None:
+    true = np.array([0, 1] * 50)
+    champion = true.copy()
+    champion[:better] = 1 - champion[:better]
+    found = metrics.paired_permutation_p(true, champion, true, 2, resamples=20_000)
+    assert found == pytest.approx(0.5**better, abs=0.004)
+    assert metrics.paired_permutation_p(true, true, champion, 2) == 1
+
+
+def test_paired_permutation_p_of_equal_predictions_is_one() -> None:
+    true, probabilities = example(3)
+    predicted = probabilities.argmax(1)
+    assert metrics.paired_permutation_p(true, predicted, predicted, 3) == 1
