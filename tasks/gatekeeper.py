@@ -28,12 +28,14 @@ class Contender:
         probabilities: float [n, C].
         megabytes: size of its ONNX file.
         milliseconds: a picture by itself takes so long.
+        difference: the largest between these probabilities and the evaluated ones.
     """
 
     class_names: list[str]
     probabilities: NDArray[np.float32]
     megabytes: float
     milliseconds: float
+    difference: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Decision:
             is shown to be worse, or breaks a limit.
         reasons: sentences, the decisive ones first.
         figures: everything that was measured, plain JSON types.
+        final: False where nothing could be compared: the next attempt judges anew.
     """
 
     verdict: Verdict
     reasons: list[str]
     figures: dict[str, Any] = field(default_factory=dict)
+    final: bool = True
 
 
 def decide(
@@ -57,6 +61,7 @@ def decide(
     challenger: Contender,
     champion: Contender | None,
     limits: Register,
+    max_difference: float,
 ) -> Decision:
     """Compare a challenger with the champion, both measured on the same pictures.
 
@@ -68,6 +73,7 @@ def decide(
         challenger: the new model.
         champion: the present one; None where there is none.
         limits: what params.yaml asks for.
+        max_difference: of probabilities, between the file and the model that was evaluated.
     """
     models = [challenger] if champion is None else [challenger, champion]
     names = sorted({*truth, *(name for model in models for name in model.class_names)})
@@ -76,7 +82,14 @@ def decide(
         "pictures": len(truth),
         "challenger": _figures(true, challenger, names),
     }
+    figures["challenger"]["difference"] = challenger.difference
     broken = _broken_limits(true, challenger, names, limits, figures)
+    if challenger.difference > max_difference:
+        broken.append(
+            "the file's probabilities differ from the evaluated ones by "
+            f"{challenger.difference:.2g} where export.max_probability_difference is "
+            f"{max_difference:g}"
+        )
     if champion is None:
         if broken:
             return Decision("REJECT", broken, figures)

@@ -42,7 +42,7 @@ BAD = flip(TRUTH, range(60))
 
 
 def verdict(challenger: Contender, champion: Contender | None, **limits: Any) -> Decision:
-    return decide(TRUTH, challenger, champion, LIMITS.model_copy(update=limits))
+    return decide(TRUTH, challenger, champion, LIMITS.model_copy(update=limits), 1e-3)
 
 
 def test_the_first_model_becomes_champion() -> None:
@@ -95,6 +95,7 @@ def test_a_better_one_that_loses_a_class_is_rejected() -> None:
         ({"megabytes": 101}, "max_megabytes"),
         ({"milliseconds": 51}, "max_milliseconds"),
         ({"sure": 0.55}, "max_ece"),
+        ({"difference": 0.002}, "max_probability_difference"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -108,7 +109,7 @@ def test_a_broken_limit_rejects_whatever_the_gain(more: Any, word: str, first: b
 def test_few_pictures_are_no_proof_of_bad_calibration() -> None:
     truth = ["cat", "dog"] * 3
     model = contender(flip(truth, [0, 1]), sure=0.9)  # 4 of 6 right: error 0.23
-    decision = decide(truth, model, None, LIMITS)
+    decision = decide(truth, model, None, LIMITS, 1e-3)
     assert decision.figures["challenger"]["ece"] == pytest.approx(0.9 - 4 / 6, abs=1e-6)
     assert decision.verdict == "PROMOTE"
 
@@ -117,7 +118,7 @@ def test_a_class_that_the_champion_does_not_know_counts_as_missed_by_it() -> Non
     truth = ["cat", "dog", "fox"] * 50
     champion = contender(["cat", "dog", "dog"] * 50, sure=0.7)
     challenger = contender(truth, ["cat", "dog", "fox"], sure=0.98)
-    decision = decide(truth, challenger, champion, LIMITS)
+    decision = decide(truth, challenger, champion, LIMITS, 1e-3)
     assert decision.verdict == "PROMOTE"
     assert decision.figures["champion"]["recall"] == {"cat": 1, "dog": 1, "fox": 0}
     assert decision.figures["classes_added"] == ["fox"]
@@ -146,7 +147,7 @@ def simulated(generator: np.random.Generator, gained: float, lost: float) -> Dec
     broken = (draw >= 0.2) & (draw < 0.2 + lost)
     after = np.flatnonzero(((draw < 0.2) & ~fixed) | broken)
     champion, challenger = (contender(flip(truth, set(w)), sure=0.82) for w in (before, after))
-    return decide(truth, challenger, champion, LIMITS)
+    return decide(truth, challenger, champion, LIMITS, 1e-3)
 
 
 def share_promoted(gained: float, lost: float) -> float:
