@@ -67,7 +67,7 @@ def main() -> None:
     settings = params.load()
     where = device.start(settings.data.seed)
     scores = complete(list(settings.candidates))
-    best = max(scores, key=lambda name: scores[name]["f1_macro"])
+    best = results.best(scores)
     classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
     test = packed.read_split("test")
     expected = predict_logits(
@@ -76,7 +76,7 @@ def main() -> None:
         len(test),
         spec.preprocess,
         settings.evaluate.batch_size,
-    ).softmax(1)
+    )
     metadata = {
         "candidate": best,
         "arch": spec.arch,
@@ -87,10 +87,15 @@ def main() -> None:
     }
     with files.replacing(files.BEST / "model.onnx") as temporary:
         onnx_graph.export(
-            classifier.cpu(), spec.preprocess, list(spec.classes), metadata, temporary
+            classifier.cpu(),
+            spec.preprocess,
+            list(spec.classes),
+            metadata,
+            temporary,
+            scores[best]["temperature"],
         )
         difference = prove(
-            expected.cpu().numpy(),
+            (expected / scores[best]["temperature"]).softmax(1).cpu().numpy(),
             served(temporary, test, settings.validate_.max_pixels),
             test.paths,
             settings.export.max_probability_difference,

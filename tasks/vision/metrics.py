@@ -179,6 +179,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Fit it on validation. The
     loss is convex in 1/T, so a bounded scalar search finds the minimum. Without a single mistake
     the loss only falls towards T = 0 and the pictures tell nothing of how sure to be: T is 1.
+    So it is where a likelihood-ratio test cannot tell T from 1 (5 %): with few pictures a fitted T
+    follows their chance, and makes the probabilities of others worse.
 
     Args:
         logits: float [n, C].
@@ -192,6 +194,7 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
+    from scipy.stats import chi2
 
     logits = np.asarray(logits, dtype=np.float64)
     _check_rows(true, logits, "logits")
@@ -206,7 +209,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     found = minimize_scalar(
         log_loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x)) if found.fun < log_loss(0.0) else 1.0
+    gained = 2 * len(true) * (log_loss(0.0) - found.fun)
+    return float(np.exp(found.x)) if gained > chi2.ppf(CONFIDENCE, df=1) else 1.0
 
 
 def paired_bootstrap_gain(

@@ -502,3 +502,14 @@ def test_paired_permutation_p_of_equal_predictions_is_one() -> None:
     true, probabilities = example(3)
     predicted = probabilities.argmax(1)
     assert metrics.paired_permutation_p(true, predicted, predicted, 3) == 1
+
+
+def test_fit_temperature_does_not_follow_the_chance_of_few_pictures() -> None:
+    generator = np.random.default_rng(2)
+    fitted = 0
+    for _ in range(100):
+        calibrated = generator.normal(scale=2, size=(60, 3))
+        chances = softmax(calibrated, axis=1)
+        true = (generator.random((60, 1)) > chances.cumsum(1)).sum(1)
+        fitted += metrics.fit_temperature(calibrated, true) != 1.0
+    assert fitted <= 10
