@@ -49,6 +49,7 @@ def show(summary: dict[str, Any], outcome: Outcome) -> None:
     example = next(iter(sorted(files.RAW.rglob("*.*"))), "PICTURE")
     console.print(
         f"""
+  the report          {files.REPORTS / "report.html"}
   the model           {files.BEST / "model.onnx"}
   runs and registry   make ui
   figures             dvc metrics show

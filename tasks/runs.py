@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks import files, params, tracking
+from tasks.curves import read_curve
 
 STAGES_WITH_CURVES = ("head", "fine_tune")
 # With these and DVC's cache or remote, `flows.restore` brings back data and models.
@@ -90,15 +90,6 @@ def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:
     }
     flat = {f"{b}.{key}": v for b, block in blocks.items() for key, v in block.model_dump().items()}
     return {**settings.candidates[name].model_dump(), **flat, "seed": settings.data.seed}
-
-
-def read_curve(path: Path) -> list[dict[str, float | None]]:
-    """Read a training curve that `models.write_curve` wrote."""
-    with path.open(newline="") as file:
-        return [
-            {name: float(value) if value else None for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
 
 
 def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
