@@ -11,6 +11,7 @@ from flows.graph import candidate_of
 from flows.stages import Outcome
 from tasks import files
 
+PAGE = files.REPORTS / "report.html"
 TEST = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 
 
@@ -49,6 +50,7 @@ def show(summary: dict[str, Any], outcome: Outcome) -> None:
     example = next(iter(sorted(files.RAW.rglob("*.*"))), "PICTURE")
     console.print(
         f"""
+  the report          {PAGE}
   the model           {files.BEST / "model.onnx"}
   runs and registry   make ui
   figures             dvc metrics show

@@ -73,6 +73,10 @@ def retrain() -> State:
     state = register_best(candidates, outcome)
     if not state.is_completed():
         return Failed(message=f"register: {state.message}")
+    if state.name != "Unchanged" or not report.PAGE.exists():
+        page = run_child("report", [sys.executable, "-m", "tasks.report"], return_state=True)
+        if not page.is_completed():
+            logger.warning("the report was not written: %s", page.message)
     report.show(files.read_json(files.SUMMARY), outcome)
     return Completed(message="nothing had changed" if not outcome.seconds else "compared")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tasks import files, models, packed, params, program
 from tasks.vision import device, metrics
 from tasks.vision.fine_tuning import predict_logits
 
-SPLITS = ("val", "test")
 PER_CLASS = ("precision", "recall", "f1", "support")
+SLICE = ("column", "value", "count", "accuracy", "low", "high")
 
 
 def predictions(
@@ -43,6 +46,41 @@ def csv_text(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return text.getvalue()
 
 
+def slice_columns(pictures: packed.Pictures, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the pictures of a split are sliced by, each [n]; the manifest knows it."""
+    manifest = pq.read_table(files.MANIFEST).to_pandas().set_index("path").loc[pictures.paths]
+    folders = np.array([str(PurePath(path).parent) for path in pictures.paths])
+    labels = np.array(classes)[pictures.labels]
+    columns = {
+        "class": labels,
+        "shorter side": manifest[["width", "height"]].min(axis=1).to_numpy(),
+        "brightness": manifest["mean"].to_numpy(),
+        "sharpness": manifest["sharpness"].to_numpy(),
+        "group": manifest["group"].to_numpy().astype(str),
+    }
+    # Folders that are the classes say nothing new.
+    return columns if len(set(folders)) == len(set(labels)) else {**columns, "folder": folders}
+
+
+def count_gflops(classifier: torch.nn.Module, spec: models.Spec) -> float:
+    """Return the 10^9 floating-point operations of one picture's forward pass."""
+    pixels = torch.zeros(1, 3, spec.preprocess.crop, spec.preprocess.crop)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        classifier.eval()(pixels.to(next(classifier.parameters()).device))
+    return float(counter.get_total_flops() / 1e9)
+
+
+def logits_of(
+    name: str, pictures: packed.Pictures, classifier: torch.nn.Module, spec: models.Spec, batch: int
+) -> Tensor:
+    """Return a split's logits [n, C], on the CPU."""
+    with program.bar(f"evaluate {name}", "picture", len(pictures)) as bar:
+        logits = predict_logits(
+            classifier, pictures.pixels, len(pictures), spec.preprocess, batch, bar.update
+        )
+    return logits.cpu()
+
+
 def main() -> None:
     """Score one candidate and write its metrics, predictions and tables."""
     name = program.candidate_argument(__doc__)
@@ -51,31 +89,34 @@ def main() -> None:
     where = device.start(settings.data.seed)
     checkpoint = files.MODELS / name / "model.safetensors"
     classifier, spec = models.load_classifier(checkpoint)
+    gflops = count_gflops(classifier, spec)
     classifier.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    splits = {"val": packed.read_split("val"), "test": packed.read_split("test")}
+    logits = {
+        split: logits_of(name, pictures, classifier, spec, settings.evaluate.batch_size)
+        for split, pictures in splits.items()
+    }
+    temperature = metrics.fit_temperature(logits["val"].numpy(), splits["val"].labels)
     report, tables, per_class = {}, [], []
-    for split in SPLITS:
-        pictures = packed.read_split(split)
-        with program.bar(f"evaluate {name} {split}", "picture", len(pictures)) as bar:
-            logits = predict_logits(
-                classifier,
-                pictures.pixels,
-                len(pictures),
-                spec.preprocess,
-                settings.evaluate.batch_size,
-                bar.update,
-            )
-        probabilities = logits.softmax(1).cpu().numpy()
+    for split, pictures in splits.items():
+        probabilities = (logits[split] / temperature).softmax(1).numpy()
         scores = metrics.score(pictures.labels, probabilities, list(spec.classes))
+        scores["ece_uncalibrated"] = metrics.ece(pictures.labels, logits[split].softmax(1).numpy())
         tables.append(predictions(split, pictures, spec.classes, probabilities))
         for label, figures in scores.pop("per_class").items():
             per_class.append((split, label, *(figures[key] for key in PER_CLASS)))
         scores.pop("confusion")
         report[split] = scores
-    write_reports(name, report, pa.concat_tables(tables), per_class)
+    # Of the last split, test.
+    columns = slice_columns(pictures, spec.classes)
+    slices = metrics.slices(pictures.labels, probabilities.argmax(1), columns)
+    write_reports(name, report, pa.concat_tables(tables), per_class, slices)
     files.write_json(
         checkpoint.with_name("validation.json"),
         {
             "f1_macro": report["val"]["f1_macro"],
+            "temperature": temperature,
+            "gflops": gflops,
             "model_sha256": files.sha256_file(checkpoint),
             "initialised_from": spec.initialised_from,
         },
@@ -83,12 +124,17 @@ def main() -> None:
     test = report["test"]
     print(
         f"evaluate {name}: val macro F1 {report['val']['f1_macro']:.4f}; test accuracy "
-        f"{test['accuracy']:.4f}, macro F1 {test['f1_macro']:.4f}"
+        f"{test['accuracy']:.4f}, macro F1 {test['f1_macro']:.4f}; temperature {temperature:.3f}, "
+        f"test ECE {test['ece_uncalibrated']:.3f} before it, {test['ece']:.3f} with it"
     )
 
 
 def write_reports(
-    name: str, report: dict[str, Any], table: pa.Table, per_class: list[tuple[Any, ...]]
+    name: str,
+    report: dict[str, Any],
+    table: pa.Table,
+    per_class: list[tuple[Any, ...]],
+    slices: list[dict[str, Any]],
 ) -> None:
     """Write a candidate's files under `data/reports/<name>/`."""
     folder = files.REPORTS / name
@@ -96,6 +142,8 @@ def write_reports(
     with files.replacing(folder / "predictions.parquet") as temporary:
         pq.write_table(table, temporary)
     files.write_text(folder / "per_class.csv", csv_text(("split", "class", *PER_CLASS), per_class))
+    rows = [tuple(row[column] for column in SLICE) for row in slices]
+    files.write_text(folder / "slices.csv", csv_text(SLICE, rows))
     test = [row for row in table.to_pylist() if row["split"] == "test"]
     files.write_text(
         folder / "confusion.csv",

@@ -110,10 +110,9 @@ def main() -> None:
     settings = params.load()
     where = device.start(settings.data.seed)
     scores = complete(list(settings.candidates))
-    best = max(scores, key=lambda name: scores[name]["f1_macro"])
+    best = results.best(scores)
     classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
-    # Fitted by `evaluate` on validation, where it does so.
-    temperature = scores[best].get("temperature", 1.0)
+    temperature = scores[best]["temperature"]  # fitted by `evaluate` on validation
     classifier.to(where)
 
     def expected(pictures: packed.Pictures) -> NDArray[np.float32]:

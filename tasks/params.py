@@ -153,10 +153,16 @@ class Export(Block):
 
 
 class Register(Block):
-    """Where MLflow keeps runs and versions."""
+    """Where MLflow keeps runs and versions, and what a champion must show."""
 
     experiment: str
     model_name: str
+    min_gain: Share
+    max_recall_drop: Share
+    max_ece: Share
+    max_megabytes: Rate
+    max_milliseconds: Rate
+    retired_classes: tuple[str, ...]
 
 
 class Candidate(Block):

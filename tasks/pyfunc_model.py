@@ -128,12 +128,11 @@ def _load_pyfunc(path: str) -> PictureModel:
     return PictureModel(Path(path))
 
 
-def log(path: Path, registered_model_name: str, pip_requirements: list[str]) -> ModelInfo:
-    """Log an exported file to the active run and register it.
+def log(path: Path, pip_requirements: list[str]) -> ModelInfo:
+    """Log an exported file to the active run.
 
     Args:
         path: the .onnx file.
-        registered_model_name: of the registry.
         pip_requirements: what a server installs; named here, MLflow does not start a process
             that loads the model to guess them.
     """
@@ -143,7 +142,6 @@ def log(path: Path, registered_model_name: str, pip_requirements: list[str]) -> 
         artifact_path=None,
         name="model",
         flavor=sys.modules[__name__],
-        registered_model_name=registered_model_name,
         onnx_path=path,
         pip_requirements=pip_requirements,
     )

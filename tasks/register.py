@@ -7,124 +7,134 @@ logged or registered is found again by its content hash.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import subprocess
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks import files, packed, params, program, serving, tracking
-from tasks.results import retrain_key, scored
-from tasks.vision.metrics import f1_macro
+from tasks import files, gatekeeper, packed, params, program, runs, serving, tracking, verdicts
+from tasks.results import probabilities, retrain_key, scored
+from tasks.vision.errors import RefitError
+from tasks.vision.images import read_picture
 
-STAGES_WITH_CURVES = ("head", "fine_tune")
-
-
-def git_commit() -> str:
-    """Return HEAD's hash, with `-dirty` for uncommitted changes, or `none` outside git."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "none"
+TIMED = 15  # pictures, each by itself
+VERDICT = "verdict.json"
 
 
-def read_curve(path: Path) -> list[dict[str, float | None]]:
-    """Read a training curve that `models.write_curve` wrote."""
-    with path.open(newline="") as file:
-        return [
-            {name: float(value) if value else None for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+def measure(
+    models: list[Path], evaluated: dict[str, list[float]], max_pixels: int
+) -> tuple[list[str], list[gatekeeper.Contender]]:
+    """Score ONNX files on the current test split, from the picture files, in this process.
 
+    Args:
+        models: the challenger's file first.
+        evaluated: path -> the challenger's probabilities as `evaluate` found them.
+        max_pixels: larger pictures are refused before they are decoded.
 
-def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:
-    """Return what a candidate was trained with, flat, as MLflow shows it."""
-    blocks = {
-        "head": settings.head,
-        "fine_tune": settings.fine_tune,
-        "prepare": settings.prepare,
-    }
-    flat = {f"{b}.{key}": v for b, block in blocks.items() for key, v in block.model_dump().items()}
-    return {**settings.candidates[name].model_dump(), **flat, "seed": settings.data.seed}
-
-
-def log_candidate(
-    client: tracking.MlflowClient,
-    experiment: str,
-    parent: str,
-    settings: params.Params,
-    name: str,
-    result: dict[str, Any],
-    common: dict[str, str],
-) -> str:
-    """Log one candidate as a run nested in `parent`; return its run id.
-
-    A candidate that did not change keeps the run that it has.
+    Returns:
+        the pictures' class names, and each model as measured.
     """
-    identity = {"candidate": name, "model_sha256": result["model_sha256"]}
-    if known := tracking.find_run(client, experiment, identity):
-        return str(known.info.run_id)
-    origin = {tracking.PARENT: parent, "initialised_from": result["initialised_from"]}
-    with tracking.run(client, experiment, name, {**common, **identity, **origin}) as opened:
-        run_id = str(opened.info.run_id)
-        for key, value in candidate_params(settings, name).items():
-            client.log_param(run_id, key, value)
-        for stage in STAGES_WITH_CURVES:
-            curve = read_curve(files.REPORTS / name / f"{stage}_curve.csv")
-            tracking.log_curve(client, run_id, stage, curve)
-        flat = {
-            f"{split}_{key}": value
-            for split in ("val", "test")
-            for key, value in result[split].items()
-            if isinstance(value, float)
-        }
-        tracking.log_metrics(client, run_id, flat)
-        for path in sorted((files.REPORTS / name).iterdir()):
-            client.log_artifact(run_id, str(path))
-    return run_id
-
-
-def test_score(model: Path, max_pixels: int) -> float:
-    """Return an ONNX file's macro F1 on the current test split, from the picture files.
-
-    Classes that the file does not know count as missed.
-    """
-    session = serving.Session(model)
     pictures = packed.read_split("test")
-    paths = [files.RAW / path for path in pictures.paths]
-    best = serving.predict_files(session, paths, max_pixels).argmax(1)
     classes = files.read_json(files.CLASSES)
-    number = {name: i for i, name in enumerate(classes)}
-    predicted = np.array([number.get(session.class_names[i], len(classes)) for i in best])
-    return f1_macro(pictures.labels, predicted, len(classes) + 1)
+    paths = [files.RAW / path for path in pictures.paths]
+    sessions = [serving.Session(model) for model in models]
+    seconds = time_one_by_one(sessions, [read_picture(p, max_pixels) for p in paths[:TIMED]])
+    scores = [serving.predict_files(session, paths, max_pixels) for session in sessions]
+    expected = np.array([evaluated[path] for path in pictures.paths])
+    differences = [float(np.abs(scores[0] - expected).max()), *[0.0] * (len(models) - 1)]
+    found = [
+        gatekeeper.Contender(
+            session.class_names, probabilities, model.stat().st_size / 1e6, 1000 * taken, difference
+        )
+        for session, probabilities, model, taken, difference in zip(
+            sessions, scores, models, seconds, differences, strict=True
+        )
+    ]
+    return [classes[label] for label in pictures.labels], found
+
+
+def time_one_by_one(
+    sessions: list[serving.Session], pictures: list[NDArray[np.uint8]]
+) -> list[float]:
+    """Return each model's median seconds for a picture by itself.
+
+    They take turns, so that what else the machine does slows them alike.
+    """
+    taken: list[list[float]] = [[] for _ in sessions]
+    for picture in [pictures[0], *pictures]:  # the first time warms up
+        for session, times in zip(sessions, taken, strict=True):
+            started = time.perf_counter()
+            session.predict([picture])
+            times.append(time.perf_counter() - started)
+    return [float(np.median(times[1:])) for times in taken]
 
 
 def judge(
     client: tracking.MlflowClient, settings: params.Params, path: Path, sha256: str
-) -> dict[str, str]:
-    """Compare the exported file with the champion, both scored now on the same test pictures."""
-    old = tracking.champion(client, settings.register_.model_name)
+) -> gatekeeper.Decision:
+    """Compare the exported file with the champion, both scored now on the same test pictures.
+
+    A promotion that could not be compared does not happen.
+    """
+    model = settings.register_.model_name
+    old = tracking.by_alias(client, model, tracking.CHAMPION)
     if old is not None and old.tags.get("onnx_sha256") == sha256:
-        return {"verdict": "HOLD", "reason": f"version {old.version}, the champion, is this file"}
-    max_pixels = settings.validate_.max_pixels
-    challenger = test_score(path, max_pixels)
-    verdict = {"challenger_f1_macro": f"{challenger:.6f}"}
-    if old is None:
-        return verdict | {"verdict": "PROMOTE", "reason": "the first model: there is no champion"}
-    champion = test_score(tracking.download(old), max_pixels)
-    better = challenger > champion
-    return verdict | {
-        "champion_f1_macro": f"{champion:.6f}",
-        "champion_version": str(old.version),
-        "verdict": "PROMOTE" if better else "HOLD",
-        "reason": f"macro F1 {challenger:.4f} on today's test pictures is "
-        f"{'better' if better else 'not better'} than {champion:.4f} of version {old.version}",
-    }
+        return gatekeeper.Decision("HOLD", [f"version {old.version}, the champion, is this file"])
+    known = tracking.find_version(client, model, sha256)
+    if known is not None and (why := known.tags.get(tracking.ROLLED_BACK)):
+        return gatekeeper.Decision("HOLD", [f"version {known.version} was rolled back: {why}"])
+    try:
+        rival = tracking.download(client, old) if old else None
+        if rival:
+            serving.Session(rival)
+    except RefitError as error:
+        words = f"there is a champion that cannot be compared with: {error}"
+        return gatekeeper.Decision("HOLD", [words], final=False)
+    best = serving.Session(path).metadata["candidate"]
+    truth, measured = measure(
+        [path, rival] if rival else [path],
+        probabilities(best, "test"),
+        settings.validate_.max_pixels,
+    )
+    return gatekeeper.decide(
+        truth,
+        measured[0],
+        measured[1] if rival else None,
+        settings.register_,
+        settings.export.max_probability_difference,
+    )
+
+
+def champion_version(found: tracking.ModelVersion | None) -> str:
+    """Return a version's number as a tag; MLflow gives it as text or as a number, by its store."""
+    return str(found.version) if found else "none"
+
+
+def decided(
+    client: tracking.MlflowClient, run_id: str, settings: params.Params, sha256: str
+) -> dict[str, Any]:
+    """Return this retrain's decision, judging only if an interrupted attempt did not.
+
+    An attempt that moved the alias and was interrupted then would otherwise find itself champion.
+    """
+    model = settings.register_.model_name
+    now = tracking.by_alias(client, model, tracking.CHAMPION)
+    version = champion_version(now)
+    mine = now is not None and now.tags.get("onnx_sha256") == sha256
+    tags = client.get_run(run_id).data.tags
+    if tags.get("final") == "True" and (mine or tags["champion_before"] == version):
+        found: dict[str, Any] = files.read_json(tracking.read_artifact(run_id, VERDICT))
+        return found
+    decision = judge(client, settings, files.BEST / "model.onnx", sha256)
+    record = {**asdict(decision), "champion_before": version}
+    client.log_dict(run_id, record, VERDICT)
+    tags = {"final": str(decision.final), "champion_before": version}
+    tracking.set_tags(client, run_id, tags)
+    return record
 
 
 def retrain_run(
@@ -133,33 +143,54 @@ def retrain_run(
     settings: params.Params,
     results: dict[str, dict[str, Any]],
     failed: dict[str, str],
-) -> dict[str, str]:
-    """Log this retrain, or find it as logged before; return its run id, verdict and version."""
-    path = files.BEST / "model.onnx"
+) -> dict[str, Any]:
+    """Log, judge, register and promote; go on where an interrupted attempt ended.
+
+    Each step is safe to repeat: a run is found by the retrain's key, a version by the file's
+    hash, a verdict on the run; nothing is registered twice.
+
+    Returns:
+        The run's tags, its id and the decision.
+    """
+    path, model = files.BEST / "model.onnx", settings.register_.model_name
     sha256 = files.sha256_file(path)
     key = retrain_key(results)
-    before = tracking.find_run(client, experiment, {"retrain": key})
-    if before and "registered_version" in before.data.tags:
-        return {**before.data.tags, "run_id": before.info.run_id}
-    common = {"git_commit": git_commit(), "data_version": files.data_version()}
+    earlier = tracking.find_run(client, experiment, {"retrain": key}, finished=False)
+    if earlier and "settled_for" in earlier.data.tags:
+        now = tracking.by_alias(client, model, tracking.CHAMPION)
+        if champion_version(now) == earlier.data.tags["settled_for"]:
+            decision = files.read_json(tracking.read_artifact(earlier.info.run_id, VERDICT))
+            return {**earlier.data.tags, "run_id": earlier.info.run_id, "decision": decision}
+        earlier = None  # the champion changed since: it is another comparison
+    common = {"git_commit": runs.git_commit(), "data_version": files.data_version()}
     tags = {f"failed.{name}": reason for name, reason in failed.items()}
     tags |= {**common, "retrain": key, "best": serving.Session(path).metadata["candidate"]}
-    with tracking.run(client, experiment, f"retrain-{common['data_version']}", tags) as opened:
-        run_id = str(opened.info.run_id)
-        for name, result in results.items():
-            tags[f"run.{name}"] = log_candidate(
-                client, experiment, run_id, settings, name, result, common
+    name = f"retrain-{common['data_version']}"
+    with tracking.run(client, experiment, name, tags, earlier) as run_id:
+        runs.log_origin(client, run_id)
+        for candidate, result in results.items():
+            tags[f"run.{candidate}"] = runs.log_candidate(
+                client, experiment, run_id, settings, candidate, result, common
             )
-        verdict = judge(client, settings, path, sha256)
-        model = settings.register_.model_name
+        tracking.log_metrics(client, run_id, runs.flat_metrics(results[tags["best"]]))
+        decision = decided(client, run_id, settings, sha256)
         version = tracking.find_version(client, model, sha256) or tracking.register(
-            client, run_id, path, model, {"onnx_sha256": sha256, "run_id": run_id, **common}
+            client, run_id, path, model, {"onnx_sha256": sha256, **common}
         )
-        if verdict["verdict"] == "PROMOTE":
+        if decision["verdict"] == "PROMOTE":
             tracking.promote(client, version)
-        tags |= verdict | {"registered_version": str(version.version)}
+        champion = tracking.by_alias(client, model, tracking.CHAMPION)
+        tags |= {
+            "verdict": decision["verdict"],
+            "reason": "; ".join(decision["reasons"]),
+            "registered_version": str(version.version),
+            "mlflow.note.content": runs.note(results, tags["best"], decision),
+            "champion": champion_version(champion),
+        }
+        if decision["final"]:
+            tags["settled_for"] = tags["champion"]
         tracking.set_tags(client, run_id, tags)
-    return {**tags, "run_id": run_id}
+    return {**tags, "run_id": run_id, "decision": decision}
 
 
 def main() -> None:
@@ -171,18 +202,25 @@ def main() -> None:
     results = scored(settings.candidates)
     with tracking.session(settings.register_.experiment) as (client, experiment):
         logged = retrain_run(client, experiment, settings, results, stages["failed"])
+    known = {
+        "verdict": logged["verdict"],
+        "reason": logged["reason"],
+        "model": settings.register_.model_name,
+        "registered_version": logged["registered_version"],
+        "data_version": files.data_version(),
+        "tracking_uri": tracking.uri(),
+        "run_id": logged["run_id"],
+        "decision": logged["decision"],
+    }
+    verdicts.append(known)
     files.write_json(
         files.SUMMARY,
         {
             "retrain": logged["retrain"],
             "best": logged["best"],
-            "verdict": logged["verdict"],
-            "reason": logged["reason"],
-            "model": settings.register_.model_name,
-            "registered_version": logged["registered_version"],
-            "data_version": files.data_version(),
-            "tracking_uri": tracking.uri(),
-            "run_id": logged["run_id"],
+            **known,
+            "champion": logged["champion"],
+            "git_commit": logged["git_commit"],
             "candidates": results,
             **stages,
         },

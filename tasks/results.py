@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from tasks import files
 from tasks.fingerprint import fingerprint
 
@@ -28,6 +30,25 @@ def scored(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         name: {**score, **files.read_json(files.REPORTS / name / "metrics.json")}
         for name, score in validated(names).items()
     }
+
+
+def probabilities(name: str, split: str) -> dict[str, list[float]]:
+    """Return path -> probabilities of a candidate's pictures of one split, as evaluated."""
+    table = pq.read_table(
+        files.REPORTS / name / "predictions.parquet",
+        columns=["path", "probabilities"],
+        filters=[("split", "=", split)],
+    )
+    pairs = zip(table["path"].to_pylist(), table["probabilities"].to_pylist(), strict=True)
+    return dict(pairs)
+
+
+def best(scores: dict[str, dict[str, Any]]) -> str:
+    """Return the candidate to ship: the best on validation, of equals the one that computes least.
+
+    Operations are counted, not timed: a choice that DVC caches must not hang on the moment.
+    """
+    return min(scores, key=lambda name: (-scores[name]["f1_macro"], scores[name]["gflops"]))
 
 
 def retrain_key(results: dict[str, dict[str, Any]]) -> str:

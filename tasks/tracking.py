@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Short and few: a tracking server that is gone must cost seconds, not the night.
 for _name, _value in {
@@ -19,20 +21,31 @@ for _name, _value in {
 import mlflow  # noqa: E402 - it reads its settings when imported
 from filelock import FileLock  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Run, RunTag  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Run,
+    RunTag,
+)
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.protos.databricks_pb2 import (  # noqa: E402
     INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from requests import RequestException  # noqa: E402
 
-from tasks import pyfunc_model  # noqa: E402
+from tasks import files, pyfunc_model  # noqa: E402
 from tasks.vision.errors import RefitError  # noqa: E402
 
 EMBEDDED = "sqlite:///mlflow.db"
 CHAMPION = "champion"
+PREVIOUS = "previous"  # the champion before this one: what a rollback returns to
+ROLLED_BACK = "rolled_back"  # a version's tag: why it must not become champion again
 # What a service needs to run the registered file.
 SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime-gpu", "pandas", "pillow")
 PARENT = "mlflow.parentRunId"  # MLflow's own tag for nested runs
@@ -58,7 +71,7 @@ def session(experiment: str) -> Iterator[tuple[MlflowClient, str]]:
         with FileLock("mlflow.db.lock"):
             found = mlflow.set_experiment(experiment)
         yield MlflowClient(), found.experiment_id
-    except MlflowException as error:
+    except (MlflowException, RequestException) as error:
         first_line = str(error).splitlines()[0]
         raise RefitError(
             f"MLflow at {uri()} failed: {first_line}\nNothing trained is lost: "
@@ -66,27 +79,41 @@ def session(experiment: str) -> Iterator[tuple[MlflowClient, str]]:
         ) from error
 
 
-def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
-    """Return the newest finished run that has all these tags, or None."""
+def find_run(
+    client: MlflowClient, experiment_id: str, tags: Mapping[str, str], *, finished: bool = True
+) -> Run | None:
+    """Return the newest run that has all these tags, or None; by default a finished one."""
     wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    if finished:
+        wanted.append("attributes.status = 'FINISHED'")
     runs = client.search_runs(
-        [experiment_id], " and ".join([*wanted, "attributes.status = 'FINISHED'"]), max_results=1
+        [experiment_id],
+        " and ".join(wanted),
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
     )
     return runs[0] if runs else None
 
 
 @contextmanager
 def run(
-    client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]
-) -> Iterator[Run]:
-    """Open a run that ends FINISHED, or FAILED when the block raises."""
-    opened = client.create_run(experiment_id, tags=dict(tags), run_name=name)
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    resumed: Run | None = None,
+) -> Iterator[str]:
+    """Open a run, or go on with one, and yield its id; it ends FINISHED, or FAILED on an error."""
+    opened = resumed or client.create_run(experiment_id, tags=dict(tags), run_name=name)
+    run_id = str(opened.info.run_id)
     try:
-        yield opened
+        yield run_id
     except BaseException:
-        client.set_terminated(opened.info.run_id, "FAILED")
+        # The server may be what failed: then its error is the one to tell.
+        with suppress(MlflowException):
+            client.set_terminated(run_id, "FAILED")
         raise
-    client.set_terminated(opened.info.run_id, "FINISHED")
+    client.set_terminated(run_id, "FINISHED")
 
 
 def log_metrics(client: MlflowClient, run_id: str, scores: Mapping[str, float | None]) -> None:
@@ -122,10 +149,10 @@ def find_version(client: MlflowClient, model: str, onnx_sha256: str) -> ModelVer
     return found[0] if found else None
 
 
-def champion(client: MlflowClient, model: str) -> ModelVersion | None:
-    """Return the version that the champion alias points to, or None if there is none yet."""
+def by_alias(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
+    """Return the version that an alias points to, or None if there is none yet."""
     try:
-        return client.get_model_version_by_alias(model, CHAMPION)
+        return client.get_model_version_by_alias(model, alias)
     except MlflowException as error:
         if error.error_code in _MISSING:
             return None
@@ -135,34 +162,53 @@ def champion(client: MlflowClient, model: str) -> ModelVersion | None:
 def register(
     client: MlflowClient, run_id: str, path: Path, model: str, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Register an ONNX file, load it back and compare its bytes.
+    """Store an ONNX file, load it back, compare its bytes, and only then register it.
+
+    The version is made by one request together with its tags, by which `find_version` knows it
+    again: an interruption leaves a version that a retry finds, or none.
 
     Raises:
-        RefitError: what came back is not what was sent; the version is deleted again.
+        RefitError: what came back is not what was sent.
     """
     with mlflow.start_run(run_id):
-        logged = pyfunc_model.log(
-            path, model, [f"{name}=={version(name)}" for name in SERVING_PACKAGES]
-        )
-    registered = client.get_model_version(model, str(logged.registered_model_version))
-    if download(registered).read_bytes() != path.read_bytes():
-        client.delete_model_version(model, registered.version)
+        logged = pyfunc_model.log(path, [f"{name}=={version(name)}" for name in SERVING_PACKAGES])
+    if _fetch(logged.model_uri).read_bytes() != path.read_bytes():
         raise RefitError(
-            f"what MLflow at {uri()} gives back for {model} version {registered.version} differs "
-            f"from {path}; the version was deleted: look at the server's artifact store"
+            f"what MLflow at {uri()} gives back differs from {path}; it was not registered: "
+            "look at the server's artifact store"
         )
-    for name, value in tags.items():
-        client.set_model_version_tag(model, registered.version, name, value)
-    return registered
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    return client.create_model_version(
+        model,
+        logged.model_uri,
+        run_id,
+        tags={**tags, "run_id": run_id},
+        model_id=logged.model_id,
+    )
 
 
-def download(registered: ModelVersion) -> Path:
+def download(client: MlflowClient, registered: ModelVersion) -> Path:
     """Fetch a version's ONNX file and return its path.
 
     Raises:
-        RefitError: the version holds no ONNX file.
+        RefitError: the registry answers, but the file is gone or is not the one registered.
     """
-    return _onnx_file(f"models:/{registered.name}/{registered.version}")
+    name = f"{registered.name} version {registered.version}"
+    try:
+        found = _fetch(f"models:/{registered.name}/{registered.version}")
+    except (MlflowException, OSError) as error:
+        # A registry that is down is another error than a file that is gone: this asks it.
+        client.get_model_version(registered.name, registered.version)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RefitError(f"the file of {name} cannot be fetched: {reason}") from error
+    expected = registered.tags.get("onnx_sha256")
+    if expected and files.sha256_file(found) != expected:
+        raise RefitError(f"the file of {name} is not the one that was registered")
+    return found
 
 
 def fetch(address: str) -> Path:
@@ -178,20 +224,65 @@ def fetch(address: str) -> Path:
         )
     mlflow.set_tracking_uri(uri())
     try:
-        return _onnx_file(address)
-    except MlflowException as error:
+        return _fetch(address)
+    except (MlflowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise RefitError(f"no model {address} from MLflow at {uri()}: {first_line}") from None
 
 
-def _onnx_file(address: str) -> Path:
-    folder = Path(mlflow.artifacts.download_artifacts(address))
+def _fetch(model_uri: str) -> Path:
+    """Download a logged or registered model and return its ONNX file."""
+    folder = Path(mlflow.artifacts.download_artifacts(model_uri))
     found = sorted(folder.rglob("*.onnx"))
     if not found:
-        raise RefitError(f"{address} holds no ONNX file")
+        raise FileNotFoundError(f"{model_uri} holds no ONNX file")
     return found[0]
 
 
 def promote(client: MlflowClient, registered: ModelVersion) -> None:
-    """Move the champion alias to a version; one request, so nobody sees a moment without."""
+    """Move the champion alias to a version; one request, so nobody sees a moment without.
+
+    Safe to repeat: `previous` is set first, and a version that is champion already stays so.
+    """
+    old = by_alias(client, registered.name, CHAMPION)
+    if old is not None and str(old.version) == str(registered.version):
+        return
+    if old is not None:
+        client.set_registered_model_alias(registered.name, PREVIOUS, old.version)
     client.set_registered_model_alias(registered.name, CHAMPION, registered.version)
+
+
+def roll_back(client: MlflowClient, model: str, reason: str) -> tuple[ModelVersion, ModelVersion]:
+    """Make the previous champion the champion again; return the version it replaces, and itself.
+
+    Raises:
+        RefitError: there is nothing to go back to.
+    """
+    now, before = by_alias(client, model, CHAMPION), by_alias(client, model, PREVIOUS)
+    if now is None or before is None or str(now.version) == str(before.version):
+        stays = f"version {now.version} stays" if now else "there is none"
+        raise RefitError(f"no champion of {model} before the present one: {stays}")
+    # Said first: the gate must not promote it again, whatever happens next.
+    client.set_model_version_tag(model, now.version, ROLLED_BACK, reason)
+    client.set_registered_model_alias(model, CHAMPION, before.version)
+    return now, before
+
+
+def log_dataset(
+    client: MlflowClient, run_id: str, digest: str, source: str, profile: Mapping[str, Any]
+) -> None:
+    """Log the accepted pictures as the dataset of a run."""
+    dataset = Dataset(
+        name="pictures",
+        digest=digest,
+        source_type="local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps(profile),
+    )
+    context = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset, [context])])
+
+
+def read_artifact(run_id: str, name: str) -> Path:
+    """Fetch an artifact of a run, a file or a folder, and return its path."""
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))

@@ -19,6 +19,7 @@ from tasks.vision.errors import RefitError
 CONFIDENCE = 0.95
 NORMALISED_WITHIN = 1e-3  # half-precision softmax sums to one only about so well
 TEMPERATURES = (0.05, 20.0)
+PROBABILITY_RESAMPLES = 400
 RESAMPLES_AT_ONCE = 100  # bounds memory when there are many classes; the result is the same
 
 Floats = NDArray[np.float64]
@@ -56,8 +57,9 @@ def score(
     Returns:
         The headline figures as floats or None; `count`; `confusion` (rows true, columns
         predicted); `per_class` {name: {precision, recall, f1, support}}, None for a class that
-        occurs nowhere; with `intervals`, `intervals` {figure: [low, high]}, 95 % percentile
-        bootstrap of 1,000 resamples of the pictures.
+        occurs nowhere; with `intervals`, `intervals` {figure: [low, high]} of every headline
+        figure, 95 % percentile bootstrap of the pictures: 1,000 resamples for what follows from
+        the confusion counts, 400 for what needs the probabilities.
 
     Raises:
         RefitError: empty, wrong shapes, labels out of range, or rows that are no probabilities.
@@ -79,6 +81,7 @@ def score(
     }
     if intervals:
         result["intervals"] = _intervals(cells[0], cells[1], counts, classes, seed)
+        result["intervals"] |= _probability_intervals(true, normalised, seed)
     return result
 
 
@@ -133,8 +136,7 @@ def reliability(
     right = probabilities.argmax(1) == true
     confidence = normalised.max(1)
     edges = np.linspace(0, 1, bins + 1)
-    # The inner edges alone, so that rounding can push no confidence out of the last bin.
-    places = np.digitize(confidence, edges[1:-1], right=True)
+    places = _bins(confidence, bins)
     return [
         {
             "low": float(edges[place]),
@@ -147,12 +149,46 @@ def reliability(
     ]
 
 
+def calibrated_ece_bound(
+    probabilities: np.ndarray,
+    level: float = 0.999,
+    bins: int = 15,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Return the calibration error that chance alone explains, 0..1.
+
+    The quantile `level` of `ece` of a model that is perfectly calibrated and as confident as this
+    one: whether each picture is right is drawn with its confidence (consistency resampling,
+    Broecker and Smith, Increasing the Reliability of Reliability Diagrams, Weather and
+    Forecasting 22, 2007).
+
+    Args:
+        probabilities: float [n, C].
+        level: below 1; the default lets one calibrated model in a thousand be above.
+        bins: as for `ece`.
+        resamples: number of draws.
+        seed: of the draws.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    place = _bins(confidence, bins)
+    generator = np.random.default_rng(seed)
+    errors = []
+    for _ in range(resamples):
+        right = generator.random(len(confidence)) < confidence
+        gaps = np.bincount(place, weights=confidence - right)
+        errors.append(np.abs(gaps).sum() / len(confidence))
+    return float(np.quantile(errors, level))
+
+
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """Return the temperature T, so that softmax(logits / T) has the least log loss.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Fit it on validation. The
     loss is convex in 1/T, so a bounded scalar search finds the minimum. Without a single mistake
     the loss only falls towards T = 0 and the pictures tell nothing of how sure to be: T is 1.
+    So it is where a likelihood-ratio test cannot tell T from 1 (5 %): with few pictures a fitted T
+    follows their chance, and makes the probabilities of others worse.
 
     Args:
         logits: float [n, C].
@@ -166,6 +202,7 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
+    from scipy.stats import chi2
 
     logits = np.asarray(logits, dtype=np.float64)
     _check_rows(true, logits, "logits")
@@ -180,7 +217,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     found = minimize_scalar(
         log_loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x)) if found.fun < log_loss(0.0) else 1.0
+    gained = 2 * len(true) * (log_loss(0.0) - found.fun)
+    return float(np.exp(found.x)) if gained > chi2.ppf(CONFIDENCE, df=1) else 1.0
 
 
 def paired_bootstrap_gain(
@@ -223,6 +261,54 @@ def paired_bootstrap_gain(
 
     low, high = _percentile_interval(_bootstrap(gain, counts, resamples, seed))
     return float(gain(counts)), float(low), float(high)
+
+
+def paired_permutation_p(
+    true: np.ndarray,
+    predicted_champion: np.ndarray,
+    predicted_challenger: np.ndarray,
+    classes: int,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Return how probable such a gain in macro-F1 is if the two models are as good as each other.
+
+    The one-sided p of the permutation test that swaps the two predictions of a picture with
+    probability 1/2. The bootstrap alone is too bold where the models differ on a handful of
+    pictures: four that all got better give it a lower bound above 0, which the toss of a coin
+    gives one time in sixteen.
+
+    Args:
+        true: int [n].
+        predicted_champion: int [n], of the same pictures.
+        predicted_challenger: int [n], of the same pictures.
+        classes: number of classes.
+        resamples: number of permutations.
+        seed: of the permutations.
+
+    Raises:
+        RefitError: empty, unequal lengths, or labels out of range.
+    """
+    _check_labels(true, predicted_champion, predicted_challenger, classes=classes)
+    (actual, champion, challenger), counts = _cells(
+        classes, true, predicted_champion, predicted_challenger
+    )
+
+    def f1(predicted: Counts, sample: Counts) -> Floats:
+        # Each cell twice: with its prediction as it was, and as the other model's.
+        tally = _tally(np.tile(actual, 2), predicted, sample, classes)
+        return _figures(*tally)["f1_macro"]
+
+    def gain(swapped: Counts) -> Floats:
+        sample = np.concatenate([counts - swapped, swapped], axis=-1)
+        mine = f1(np.concatenate([challenger, champion]), sample)
+        return mine - f1(np.concatenate([champion, challenger]), sample)
+
+    drawn = np.random.default_rng(seed).binomial(counts, 0.5, size=(resamples, len(counts)))
+    observed = gain(np.zeros_like(counts))
+    # Equal gains may differ in their last digits.
+    at_least = int((gain(drawn) >= observed - 1e-12).sum())
+    return (1 + at_least) / (1 + resamples)
 
 
 def slices(
@@ -269,6 +355,13 @@ def slices(
             )
     # Among equals the one with more pictures is the surer finding.
     return sorted(rows, key=lambda row: (row["accuracy"], -row["count"]))
+
+
+def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return each confidence's place among equal-width bins, open below and closed above."""
+    # The inner edges alone, so that rounding can push no confidence out of the last bin.
+    places: np.ndarray = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    return places
 
 
 def _slice_column(column: str, values: np.ndarray, length: int) -> tuple[list[str], np.ndarray]:
@@ -402,6 +495,83 @@ def _intervals(
     low, high = _percentile_interval(_bootstrap(figures, counts, resamples=1000, seed=seed))
     names = _figures(*_tally(true, predicted, counts, classes))
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
+
+
+def _probability_intervals(
+    true: np.ndarray, probabilities: Floats, seed: int
+) -> dict[str, list[float]]:
+    """Bootstrap the figures that need the probabilities.
+
+    A resample is how often it drew each picture, so that every figure is a product of weights
+    [resamples, n] with what each picture is worth, and no picture is scored or sorted twice.
+    """
+    drawn: dict[str, list[Floats]] = {}
+    generator = np.random.default_rng(seed)
+    ranked = [(true == k, probabilities[:, k]) for k in np.unique(true)]
+    orders = [_ranks(is_class, column) for is_class, column in ranked]
+    worth = _worth(true, probabilities)
+    place = _bins(probabilities.max(1), 15)
+    gap = (probabilities.argmax(1) == true) - probabilities.max(1)
+    in_bin = gap[:, None] * (place[:, None] == np.unique(place))
+    for _ in range(PROBABILITY_RESAMPLES // RESAMPLES_AT_ONCE):
+        weights = generator.multinomial(
+            len(true), np.full(len(true), 1 / len(true)), size=RESAMPLES_AT_ONCE
+        ).astype(np.float64)
+        figures = {name: weights @ values / len(true) for name, values in worth.items()}
+        figures["ece"] = np.abs(weights @ in_bin).sum(1) / len(true)
+        if len(orders) > 1:
+            areas = np.array([_areas(weights, *order) for order in orders])
+            # A class that a resample missed has no area in it; the others' mean counts.
+            known = ~np.isnan(areas)
+            figures["roc_auc"], figures["pr_auc"] = _ratio(
+                np.where(known, areas, 0).sum(0), known.sum(0)
+            )
+        for name, values in figures.items():
+            drawn.setdefault(name, []).append(values)
+    return {
+        name: [float(bound) for bound in _percentile_interval(np.concatenate(parts))]
+        for name, parts in drawn.items()
+    }
+
+
+def _worth(true: np.ndarray, probabilities: Floats) -> dict[str, Floats]:
+    """Return what each picture adds to the figures that are means over pictures, [n] each."""
+    rows, classes = np.arange(len(true)), probabilities.shape[1]
+    onehot = np.eye(classes)[true]
+    squared = ((probabilities - onehot) ** 2).sum(1)
+    own = probabilities[rows, true]
+    found = {
+        "log_loss": -np.log(np.maximum(own, np.finfo(np.float64).eps)),
+        # scikit-learn's scale for two classes
+        "brier": squared / 2 if classes == 2 else squared,
+    }
+    better = (probabilities > own[:, None]).sum(1)
+    return found | {
+        f"top_{k}_accuracy": (better < k).astype(np.float64) for k in (3, 5) if classes > 5
+    }
+
+
+def _ranks(is_class: np.ndarray, column: Floats) -> tuple[Counts, Counts, np.ndarray]:
+    """Return an order by falling score, where each run of equal scores starts, and the labels."""
+    order = np.argsort(-column, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(column[order]) != 0])
+    return order, starts, is_class[order]
+
+
+def _areas(
+    weights: Floats, order: Counts, starts: Counts, is_class: np.ndarray
+) -> tuple[Floats, Floats]:
+    """Return weighted ROC-AUC and average precision, [resamples] each; NaN without the class."""
+    sorted_weights = weights[:, order]
+    hits = np.add.reduceat(sorted_weights * is_class, starts, axis=1)
+    misses = np.add.reduceat(sorted_weights * ~is_class, starts, axis=1)
+    above, all_above = hits.cumsum(1), (hits + misses).cumsum(1)
+    positives, negatives = hits.sum(1), misses.sum(1)
+    # Each negative is beaten by the positives above it, and by half of those that tie with it.
+    beaten = (misses * (above - hits / 2)).sum(1)
+    precision = np.divide(above, all_above, out=np.zeros_like(above), where=all_above > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return beaten / (positives * negatives), (hits * precision).sum(1) / positives
 
 
 def _bootstrap(

@@ -471,3 +471,77 @@ def test_five_points_of_f1_are_promoted_where_most_mistakes_are_shared(
 ) -> None:
     gain = brentq(lambda g: true_gain(population(g, agreement)) - 0.05, 0.03, 0.05)
     assert least <= promoted(population(gain, agreement)) <= most
+
+
+def test_calibrated_ece_bound_is_exceeded_by_one_calibrated_model_in_forty() -> None:
+    _, probabilities = example(3, count=120)
+    generator = np.random.default_rng(5)
+    bound = metrics.calibrated_ece_bound(probabilities, level=0.975)
+    drawn = [
+        metrics.ece(np.array([generator.choice(3, p=row / row.sum()) for row in exact]), exact)
+        for exact in [probabilities.astype(np.float64)] * 200
+    ]
+    assert 0.005 <= np.mean(np.array(drawn) > bound) <= 0.06
+
+
+def test_calibrated_ece_bound_of_sure_pictures_is_zero() -> None:
+    assert metrics.calibrated_ece_bound(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
+
+
+@pytest.mark.parametrize("better", [3, 6])
+def test_paired_permutation_p_of_one_sided_changes_is_that_of_coins(better: int) -> None:
+    true = np.array([0, 1] * 50)
+    champion = true.copy()
+    champion[:better] = 1 - champion[:better]
+    found = metrics.paired_permutation_p(true, champion, true, 2, resamples=20_000)
+    assert found == pytest.approx(0.5**better, abs=0.004)
+    assert metrics.paired_permutation_p(true, true, champion, 2) == 1
+
+
+def test_paired_permutation_p_of_equal_predictions_is_one() -> None:
+    true, probabilities = example(3)
+    predicted = probabilities.argmax(1)
+    assert metrics.paired_permutation_p(true, predicted, predicted, 3) == 1
+
+
+def test_fit_temperature_does_not_follow_the_chance_of_few_pictures() -> None:
+    generator = np.random.default_rng(2)
+    fitted = 0
+    for _ in range(100):
+        calibrated = generator.normal(scale=2, size=(60, 3))
+        chances = softmax(calibrated, axis=1)
+        true = (generator.random((60, 1)) > chances.cumsum(1)).sum(1)
+        fitted += metrics.fit_temperature(calibrated, true) != 1.0
+    assert fitted <= 10
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_intervals_of_probability_figures_are_those_of_resampled_scikit_learn(classes: int) -> None:
+    true, probabilities = example(classes, count=200)
+    found = metrics.score(true, probabilities, names(classes))["intervals"]
+    generator = np.random.default_rng(9)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(120):
+        which = generator.integers(0, len(true), len(true))
+        scores = metrics.score(true[which], probabilities[which], names(classes), intervals=False)
+        for name in found:
+            drawn.setdefault(name, []).append(scores[name])
+    wanted = {"log_loss", "brier", "ece", "roc_auc", "pr_auc", "accuracy"}
+    assert wanted | ({"top_3_accuracy", "top_5_accuracy"} if classes > 5 else set()) <= set(found)
+    for name, (low, high) in found.items():
+        expected = np.quantile(drawn[name], [0.025, 0.975])
+        width = expected[1] - expected[0]
+        assert (low, high) == pytest.approx(expected, abs=0.25 * width), name
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_weighted_areas_equal_scikit_learn(ties: bool) -> None:
+    true, probabilities = example(3, count=100)
+    column = probabilities[:, 1].astype(np.float64).round(1 if ties else 9)
+    is_class = true == 1
+    weights = np.random.default_rng(3).integers(0, 4, (5, 100)).astype(np.float64)
+    roc, pr = metrics._areas(weights, *metrics._ranks(is_class, column))
+    for row, (mine, precision) in enumerate(zip(roc, pr, strict=True)):
+        more = {"sample_weight": weights[row]}
+        assert mine == pytest.approx(sk.roc_auc_score(is_class, column, **more))
+        assert precision == pytest.approx(sk.average_precision_score(is_class, column, **more))

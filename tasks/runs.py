@@ -1,0 +1,121 @@
+"""What a retrain leaves in MLflow: a run for itself, one nested in it for each candidate."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tasks import files, params, tracking
+from tasks.curves import read_curve
+
+STAGES_WITH_CURVES = ("head", "fine_tune")
+# With these and DVC's cache or remote, `flows.restore` brings back data and models.
+ORIGIN_FOLDER = "origin"
+ORIGIN = (
+    Path("dvc.yaml"),
+    Path("dvc.lock"),
+    Path("params.yaml"),
+    Path("data/raw.dvc"),
+    files.MANIFEST,
+    files.CLASSES,
+)
+
+
+def git_commit() -> str:
+    """Return HEAD's hash, with `-dirty` for uncommitted changes, or `none` outside git."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "none"
+
+
+def log_origin(client: tracking.MlflowClient, run_id: str) -> None:
+    """Log what restores this retrain's data and models, and the dataset itself."""
+    for path in ORIGIN:
+        if path.exists():
+            client.log_artifact(run_id, str(path), ORIGIN_FOLDER)
+    splits = pq.read_table(files.MANIFEST, columns=["split", "label"]).to_pandas()
+    profile = {
+        "pictures": len(splits),
+        "splits": splits["split"].value_counts().to_dict(),
+        "labels": splits["label"].value_counts().to_dict(),
+    }
+    tracking.log_dataset(client, run_id, files.data_version(), str(files.RAW), profile)
+
+
+def log_candidate(
+    client: tracking.MlflowClient,
+    experiment: str,
+    parent: str,
+    settings: params.Params,
+    name: str,
+    result: dict[str, Any],
+    common: dict[str, str],
+) -> str:
+    """Log one candidate as a run nested in `parent`; return its run id.
+
+    A candidate that did not change keeps the run that it has.
+    """
+    identity = {"candidate": name, "model_sha256": result["model_sha256"]}
+    if known := tracking.find_run(client, experiment, identity):
+        return str(known.info.run_id)
+    origin = {tracking.PARENT: parent, "initialised_from": result["initialised_from"]}
+    weights = files.WEIGHTS / f"{name}.safetensors"
+    if weights.exists():
+        origin["weights_sha256"] = files.sha256_file(weights)
+    with tracking.run(client, experiment, name, {**common, **identity, **origin}) as run_id:
+        for key, value in candidate_params(settings, name).items():
+            client.log_param(run_id, key, value)
+        for stage in STAGES_WITH_CURVES:
+            curve = read_curve(files.REPORTS / name / f"{stage}_curve.csv")
+            tracking.log_curve(client, run_id, stage, curve)
+        tracking.log_metrics(client, run_id, flat_metrics(result))
+        for path in sorted((files.REPORTS / name).iterdir()):
+            client.log_artifact(run_id, str(path))
+    return run_id
+
+
+def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:
+    """Return what a candidate was trained with, flat, as MLflow shows it."""
+    blocks = {
+        "head": settings.head,
+        "fine_tune": settings.fine_tune,
+        "prepare": settings.prepare,
+    }
+    flat = {f"{b}.{key}": v for b, block in blocks.items() for key, v in block.model_dump().items()}
+    return {**settings.candidates[name].model_dump(), **flat, "seed": settings.data.seed}
+
+
+def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """Return a candidate's figures on both splits as MLflow's columns."""
+    return {
+        f"{split}_{key}": value
+        for split in ("val", "test")
+        for key, value in result[split].items()
+        if isinstance(value, float)
+    }
+
+
+def note(results: dict[str, dict[str, Any]], best: str, decision: dict[str, Any]) -> str:
+    """Return the run's description in MLflow: the verdict, and the candidates side by side."""
+    rows = [
+        f"| {name}{' (best)' if name == best else ''} | {result['initialised_from']} "
+        f"| {result['f1_macro']:.4f} | {result['test']['f1_macro']:.4f} "
+        f"| {result['test']['accuracy']:.4f} |"
+        for name, result in results.items()
+    ]
+    return "\n".join(
+        [
+            f"**{decision['verdict']}**: {'; '.join(decision['reasons'])}",
+            "",
+            "| candidate | initialised from | val F1 | test F1 | test accuracy |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
