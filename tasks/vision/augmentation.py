@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -181,9 +181,8 @@ class Augmentation:
         """Apply torchvision's policy to each picture by itself."""
         from torchvision.transforms import v2  # seconds, and most trainings do without
 
-        fill: Any = None
-        policy = v2.RandAugment(fill=fill) if self.policy == "randaugment" else None
-        policy = policy or v2.TrivialAugmentWide(fill=fill)
+        policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+        policy = policies[self.policy]()
         out = []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images.round().clamp(0, 255).byte(), seeds, strict=True):
