@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
+from tasks.vision.device import on_device
 from tasks.vision.preprocess import centre_crop
 from tasks.vision.randomness import Seeds, uniforms
 
@@ -192,7 +193,7 @@ class Augmentation:
 
 
 def _draw(seeds: Seeds, device: torch.device) -> Drawn:
-    drawn = torch.from_numpy(uniforms(seeds, len(_COLUMNS))).to(device)
+    drawn = on_device(uniforms(seeds, len(_COLUMNS)), device)
     return dict(zip(_COLUMNS, drawn.unbind(1), strict=True))
 
 

@@ -6,10 +6,12 @@ import ctypes
 import os
 import random
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 # glibc's <malloc.h>: M_TRIM_THRESHOLD and M_MMAP_MAX.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -42,6 +44,15 @@ def computes_in_bfloat16(precision: Literal["auto", "float32", "bfloat16"], on: 
     if precision == "auto":
         return on == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on the device, without waiting for work that is queued there."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor
+    # Only pinned memory is copied while the GPU goes on computing.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _keep_freed_memory() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.vision.augmentation import Augmentation
+from tasks.vision.device import on_device
 from tasks.vision.preprocess import Preprocess, centre_crop, normalise
 from tasks.vision.randomness import Seeds, seeds_of
 
@@ -23,7 +24,7 @@ BATCH = 32
 
 def network_input(pixels: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> Tensor:
     """Turn packed squares uint8 [N, S, S, 3] into float32 [N, 3, crop, crop] on the device."""
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    images = on_device(pixels, device).permute(0, 3, 1, 2)
     images = normalise(centre_crop(images, spec.crop), spec)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -36,7 +37,7 @@ def augmented_input(
     seeds: Seeds,
 ) -> Tensor:
     """Turn packed squares uint8 [N, S, S, 3] into augmented float32 [N, 3, crop, crop]."""
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    images = on_device(pixels, device).permute(0, 3, 1, 2)
     images = normalise(augmentation.levels(images, seeds, spec.crop), spec)
     return augmentation.erased(images, seeds).contiguous(memory_format=torch.channels_last)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import Classifier, fold_batchnorm, prefix, suffix
 from tasks.vision.balance import Sampler, Weighting, class_weights
+from tasks.vision.device import on_device
 from tasks.vision.features import PixelsOf, augmented_input, extract, network_input
 from tasks.vision.parallel import Processes
 from tasks.vision.preprocess import Preprocess
@@ -205,7 +206,7 @@ class _Online:
 
     def batch(self, which: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
         """Return inputs and labels of the training pictures at positions `which`."""
-        labels = torch.from_numpy(self._data.train.labels[which]).to(self._device)
+        labels = on_device(self._data.train.labels[which], self._device)
         seeds = seeds_of(which, self._recipe.seed, epoch)
         data = self._data
         pixels = data.train.pixels(which)
@@ -255,16 +256,16 @@ class _Cached(_Online):
 
     def batch(self, which: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
         """Return activations and labels of the training pictures at positions `which`."""
-        rows = torch.from_numpy(which).to(self._device)
+        rows = on_device(which, self._device)
         drawn = uniforms(seeds_of(which, self._recipe.seed, epoch), 1)[:, 0]
-        mirrored = torch.from_numpy(drawn < self._data.augmentation.flip).to(self._device)
+        mirrored = on_device(drawn < self._data.augmentation.flip, self._device)
         plain, flipped = (view[rows] for view in self._views)
         inputs = torch.where(mirrored.view(-1, 1, 1, 1), flipped, plain)
-        labels = torch.from_numpy(self._data.train.labels[which]).to(self._device)
+        labels = on_device(self._data.train.labels[which], self._device)
         return inputs.contiguous(memory_format=torch.channels_last), labels
 
     def _val_inputs(self, which: NDArray[np.int64]) -> Tensor:
-        rows = self._val[torch.from_numpy(which).to(self._device)]
+        rows = self._val[on_device(which, self._device)]
         return rows.contiguous(memory_format=torch.channels_last)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.vision.balance import Sampler, Weighting, class_weights
+from tasks.vision.device import on_device
 from tasks.vision.steps import Training
 
 
@@ -37,7 +38,7 @@ def head_training(
     weights = class_weights(train[1], classes, weighting)
 
     def batch(which: NDArray[np.int64], _epoch: int) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(which).to(device)
+        rows = on_device(which, device)
         return features[rows], labels[rows]
 
     @torch.inference_mode()
