@@ -16,6 +16,8 @@ from tasks import files
 from tasks.fingerprint import fingerprint
 from tasks.packed import Pictures
 
+PART = 4096  # pictures
+
 
 def read(folder: Path) -> tuple[dict[str, int], NDArray[np.float32]]:
     """Return content hash -> row, and the vectors float32 [n, D] of one key's folder."""
@@ -34,6 +36,8 @@ def features_of(
     key: str,
     compute: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     root: Path = files.FEATURES,
+    *,
+    writes: bool = True,
 ) -> tuple[NDArray[np.float32], int]:
     """Return the features of all pictures, computing only those that are not stored.
 
@@ -42,6 +46,7 @@ def features_of(
         key: names weights, preprocessing, view and code.
         compute: positions in `pictures` -> float32 [len(positions), D].
         root: the store's folder.
+        writes: whether this process is the one that stores what was computed.
 
     Returns:
         float32 [n, D] in the order of `pictures`, and how many were computed now.
@@ -51,11 +56,19 @@ def features_of(
     for position, sha in enumerate(pictures.sha256):
         if sha not in rows:
             first.setdefault(sha, position)
-    if first:
-        new = compute(np.fromiter(first.values(), np.int64))
-        shard = root / key / f"{fingerprint(list(first))}.npz"
-        with files.replacing(shard) as temporary, temporary.open("wb") as file:
-            np.savez(file, sha256=np.array(list(first)), features=new)
-        stored = read(root / key)
-    rows, vectors = stored
-    return vectors[[rows[sha] for sha in pictures.sha256]], len(first)
+    vectors = [stored[1]] if rows else []
+    todo = list(first.items())
+    # Stored in parts: a run that is killed has lost one of them at most.
+    for part in (todo[at : at + PART] for at in range(0, len(todo), PART)):
+        new = compute(np.array([position for _, position in part], np.int64))
+        if writes:
+            _store(root / key, [sha for sha, _ in part], new)
+        rows |= {sha: len(rows) + at for at, (sha, _) in enumerate(part)}
+        vectors.append(new)
+    return np.concatenate(vectors)[[rows[sha] for sha in pictures.sha256]], len(first)
+
+
+def _store(folder: Path, hashes: list[str], vectors: NDArray[np.float32]) -> None:
+    shard = folder / f"{fingerprint(hashes)}.npz"
+    with files.replacing(shard) as temporary, temporary.open("wb") as file:
+        np.savez(file, sha256=np.array(hashes), features=vectors)

@@ -15,6 +15,8 @@ PATH = Path("params.yaml")
 # Candidate names become file names, DVC stage names and MLflow run names.
 CANDIDATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+UNFREEZE = r"^(last_block|last_[1-9]\d*_(blocks|layers)|all|gradual|auto)$"
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -110,28 +112,86 @@ class Prepare(Block):
         return self
 
 
-class Head(Block):
+class Augmentation(Block):
+    """What may happen to a training picture; see `tasks.vision.augmentation.Augmentation`."""
+
+    flip: Share = 0.5
+    vertical_flip: Share = 0.0
+    crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    crop_ratio: Annotated[float, Field(ge=1)] = 4 / 3
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shift: Share = 0.0
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    fill: Literal["nearest", "reflect"] = "reflect"
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    erasing: Share = 0.0
+
+
+class Training(Block):
+    """What both training stages share; see `tasks.vision.recipes.Recipe`."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Positive
+    accumulate: Positive
+    optimiser: Literal["adamw", "sgd"]
+    lr: Rate
+    warm_up: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NotNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: NotNegative
+    cutmix: NotNegative
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: NotNegative
+    class_weights: Literal["none", "balanced", "auto"]
+    sampler: Literal["shuffled", "balanced"]
+    metric: Literal["f1_macro", "accuracy", "loss"]
+    patience: Annotated[int, Field(ge=0)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    augmentation: Augmentation
+
+    @model_validator(mode="after")
+    def _balances_once(self) -> Training:
+        if self.sampler == "balanced" and self.class_weights != "none":
+            raise ValueError(
+                "a balanced sampler and class weights together weigh rare classes twice: "
+                "set class_weights: none or sampler: shuffled"
+            )
+        return self
+
+
+class Head(Training):
     """The frozen stage: features computed once, the head trained on them."""
 
-    flip: bool
+    views: Positive | Literal["online"]
     pool: Literal["avg", "flatten"]
     hidden: tuple[Positive, ...]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    epochs: Positive
-    batch_size: Positive
-    lr: Rate
-    weight_decay: NotNegative
+
+    @model_validator(mode="after")
+    def _features_stay_features(self) -> Head:
+        if self.views != "online" and (self.mixup or self.cutmix):
+            raise ValueError("mixup and cutmix mix pictures, not features: set views: online or 0")
+        return self
 
 
-class FineTune(Block):
-    """The second stage: the last block, or every layer, trains with a low rate."""
+class FineTune(Training):
+    """The second stage: the last blocks, or every layer, train with a low rate."""
 
-    unfreeze: Literal["last_block", "all"]
+    unfreeze: Annotated[str, Field(pattern=UNFREEZE)]
     batch_norm: Literal["frozen", "train"]
-    epochs: Annotated[int, Field(ge=0)]
-    batch_size: Positive
-    lr: Rate
-    weight_decay: NotNegative
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    cache_budget_mb: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _pictures_stay_pictures(self) -> FineTune:
+        if self.cache_budget_mb and self.cutmix:
+            raise ValueError("cutmix cuts pictures, not activations: set cache_budget_mb: 0")
+        return self
 
 
 class Evaluate(Block):
@@ -166,12 +226,17 @@ class Register(Block):
 
 
 class Candidate(Block):
-    """A network to compare: its architecture and what it starts from."""
+    """A network to compare: its architecture and what it starts from.
+
+    `head` and `fine_tune` hold what this candidate does otherwise than the blocks of that name.
+    """
 
     arch: str
     weights: str
     on_missing: Literal["fail", "random"]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    head: dict[str, Any] = {}
+    fine_tune: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _source_is_known(self) -> Candidate:
@@ -206,6 +271,36 @@ class Params(Block):
         if bad:
             raise ValueError(f"candidates: {bad} may hold only letters, digits, '_', '-' and '.'")
         return self
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self) -> Params:
+        for name in self.candidates:
+            try:
+                self.for_candidate(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, ("candidates", name, *first["loc"])))
+                raise ValueError(f"{place}: {first['msg']} (got {first['input']!r})") from None
+        return self
+
+    def for_candidate(self, name: str) -> Params:
+        """Return the params as candidate `name` sees them: its own head and fine_tune laid over."""
+        own = self.candidates[name]
+        laid = {
+            "head": Head.model_validate(_laid_over(self.head.model_dump(), own.head)),
+            "fine_tune": FineTune.model_validate(
+                _laid_over(self.fine_tune.model_dump(), own.fine_tune)
+            ),
+        }
+        return self.model_copy(update=laid)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _laid_over(below[key], value) if nested else value
+    return merged
 
 
 def load(path: Path = PATH) -> Params:

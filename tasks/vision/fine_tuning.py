@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.vision.backbones import Classifier, fold_batchnorm, freeze_all_but, prefix, suffix
-from tasks.vision.features import PixelsOf, network_input
-from tasks.vision.loops import Epoch, Fitted, fit, judge
+from tasks.vision.augmentation import Augmentation
+from tasks.vision.backbones import Classifier, fold_batchnorm, prefix, suffix
+from tasks.vision.balance import Sampler, Weighting, class_weights
+from tasks.vision.device import on_device
+from tasks.vision.features import PixelsOf, augmented_input, extract, network_input
+from tasks.vision.parallel import Processes
 from tasks.vision.preprocess import Preprocess
+from tasks.vision.randomness import seeds_of, uniforms
+from tasks.vision.recipes import Recipe
+from tasks.vision.steps import Training, nothing
+from tasks.vision.unfreezing import Unfreezing
+
+BYTES = 4  # of a float32
 
 
 class PartlyFrozen(nn.Module):
@@ -23,6 +35,10 @@ class PartlyFrozen(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
+        self.split(classifier)
+
+    def split(self, classifier: Classifier) -> None:
+        """Divide the classifier at the boundary between what is frozen and what trains now."""
         frozen = fold_batchnorm(prefix(classifier))
         self.frozen = frozen.to(memory_format=torch.channels_last)
         self.trainable = suffix(classifier)
@@ -35,25 +51,69 @@ class PartlyFrozen(nn.Module):
         return logits
 
 
-def freeze_norms(classifier: Classifier) -> None:
-    """Freeze every BatchNorm of the backbone, statistics and affine.
+@dataclass(frozen=True)
+class Split:
+    """The packed pictures of a split.
 
-    A pretrained block's statistics and the head that was trained on its output belong together:
-    normalising by the batch from one step to the next gives the head features it never saw.
+    Attributes:
+        pixels: by position, uint8 [n, S, S, 3].
+        labels: int64 [n].
     """
-    for module in classifier.backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.requires_grad_(False)
+
+    pixels: PixelsOf
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a classifier trains on, and how its pictures are shown.
+
+    Attributes:
+        train: the training split.
+        val: the validation split.
+        spec: the preprocessing.
+        augmentation: of training pictures.
+        weighting: see `balance.class_weights`.
+        sampler: see `balance.epoch_order`.
+        cache_budget: bytes that the boundary's activations may take; 0 keeps none.
+    """
+
+    train: Split
+    val: Split
+    spec: Preprocess
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    weighting: Weighting = "none"
+    sampler: Sampler = "shuffled"
+    cache_budget: int = 0
 
 
 @torch.inference_mode()
+def logits_of(
+    network: nn.Module,
+    inputs_of: Callable[[NDArray[np.int64]], Tensor],
+    which: NDArray[np.int64],
+    batch_size: int,
+    on_batch: Callable[[int], object] = nothing,
+) -> Tensor:
+    """Return logits float32 [n, C] of the pictures at positions `which`; sets eval."""
+    network.eval()
+    out = []
+    for positions in np.array_split(which, range(batch_size, len(which), batch_size)):
+        out.append(network(inputs_of(positions)).float())
+        on_batch(len(positions))
+    return torch.cat(out)
+
+
 def predict_logits(
     classifier: nn.Module,
     pixels_of: PixelsOf,
     count: int,
     spec: Preprocess,
     batch_size: int,
-    on_batch: Callable[[int], object] = lambda _: None,
+    on_batch: Callable[[int], object] = nothing,
 ) -> Tensor:
     """Return logits float32 [count, C] of packed pictures; puts the classifier into eval.
 
@@ -65,85 +125,167 @@ def predict_logits(
         batch_size: pictures a forward pass.
         on_batch: told of how many pictures were done, batch by batch.
     """
-    classifier.eval()
     device = next(classifier.parameters()).device
-    out = []
-    for which in np.array_split(np.arange(count), range(batch_size, count, batch_size)):
-        out.append(classifier(network_input(pixels_of(which), spec, device)).float())
-        on_batch(len(which))
-    return torch.cat(out)
+    return logits_of(
+        classifier,
+        lambda which: network_input(pixels_of(which), spec, device),
+        np.arange(count),
+        batch_size,
+        on_batch,
+    )
 
 
-def fine_tune(
+def fine_tuning(
     classifier: Classifier,
-    train: tuple[PixelsOf, NDArray[np.int64]],
-    val: tuple[PixelsOf, NDArray[np.int64]],
-    spec: Preprocess,
+    data: Data,
+    unfreezing: Unfreezing,
+    recipe: Recipe,
     *,
-    trainable_blocks: int,
-    norms_frozen: bool,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    on_epoch: Callable[[Epoch], None],
-    on_batch: Callable[[int], object],
-) -> Fitted:
-    """Train the last blocks and the head; epoch 0 of the curve is the head stage's score.
-
-    The weights kept are those of the best epoch by validation, epoch 0 included, so that the
-    stage never hands on less than it was given.
+    kept: nn.Module | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    say: Callable[[str], object] = nothing,
+    on_cached: Callable[[int], object] = nothing,
+) -> Training:
+    """Make the training of a classifier's last layers and its head.
 
     Args:
         classifier: with the head stage's head, on its device.
-        train: packed pixels by position, and labels int64 [n].
-        val: the same of the validation split.
-        spec: the preprocessing.
-        trainable_blocks: how many of the backbone's last blocks train; the rest is frozen, its
-            BatchNorm in eval.
-        norms_frozen: whether the trainable blocks' BatchNorm stays as it is, too.
-        epochs: passes over `train`.
-        batch_size: pictures a step.
-        lr: AdamW's rate at its highest.
-        weight_decay: AdamW's, decoupled (Loshchilov, Hutter 2019).
-        on_epoch: told of each row of the curve.
-        on_batch: told of how many pictures were done, in training and validation.
+        data: what it trains on.
+        unfreezing: what trains when; the rest is frozen, its BatchNorm in eval.
+        recipe: how.
+        kept: the module whose weights are kept; the whole classifier by default.
+        processes: those that train together.
+        say: told whether the boundary's activations are kept, and why not.
+        on_cached: told of how many pictures' activations were computed, batch by batch.
+
+    Raises:
+        RefitError: the network has not so many blocks or layers.
     """
     device = next(classifier.parameters()).device
-    freeze_all_but(classifier, trainable_blocks)
-    if norms_frozen:
-        freeze_norms(classifier)
+    depths = unfreezing.depths(classifier, recipe.epochs)
+    unfreezing.apply(classifier, 1)
     network = PartlyFrozen(classifier)
-    optimiser = torch.optim.AdamW(
-        [p for p in classifier.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
-    )
-    pixels_of, labels = train
+    classes = cast(nn.Linear, classifier.head.layers[-1]).out_features
+    weights = class_weights(data.train.labels, classes, data.weighting)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(labels)).split(batch_size):
-            # A last batch of one picture has no variance for BatchNorm to train on.
-            if len(rows) == 1 and len(labels) > 1:
-                continue
-            which = rows.numpy()
-            images = network_input(pixels_of(which), spec, device)
-            mirrored = torch.rand(len(which), 1, 1, 1).to(device) < 0.5
-            yield (
-                torch.where(mirrored, images.flip(-1), images),
-                torch.from_numpy(labels[which]).to(device),
+    def begin_epoch(epoch: int) -> None:
+        unfreezing.apply(classifier, epoch)
+        network.split(classifier)
+
+    gradual = unfreezing.mode == "gradual"
+    cached = not gradual and _fits(network, data, processes, say)
+    source: _Online = (
+        _Cached(network, data, recipe, processes, on_cached)
+        if cached
+        else (_Online(network, data, recipe, processes))
+    )
+    return Training(
+        network=source.network,
+        kept=kept or classifier,
+        depths=depths,
+        labels=data.train.labels,
+        batch=source.batch,
+        validate=source.validate,
+        val_labels=data.val.labels,
+        classes=classes,
+        class_weights=None if weights is None else weights.to(device),
+        sampler=data.sampler,
+        begin_epoch=begin_epoch if gradual else nothing,
+    )
+
+
+class _Online:
+    """Pictures through the whole network, augmented anew in each epoch."""
+
+    def __init__(
+        self, network: PartlyFrozen, data: Data, recipe: Recipe, processes: Processes
+    ) -> None:
+        self.network: nn.Module = network
+        self._data, self._recipe, self._processes = data, recipe, processes
+        self._device = next(network.parameters()).device
+
+    def batch(self, which: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of the training pictures at positions `which`."""
+        labels = on_device(self._data.train.labels[which], self._device)
+        seeds = seeds_of(which, self._recipe.seed, epoch)
+        data = self._data
+        pixels = data.train.pixels(which)
+        return augmented_input(pixels, data.spec, self._device, data.augmentation, seeds), labels
+
+    def validate(self) -> Tensor:
+        """Return the validation split's logits [m, C], each process computing its share."""
+        size, count = self._recipe.batch_size, len(self._data.val)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.bfloat16):
+            return self._processes.gather(
+                lambda which: logits_of(self.network, self._val_inputs, which, size), count
             )
-            on_batch(len(which))
 
-    def validate(epoch: int, train_loss: float | None) -> Epoch:
-        logits = predict_logits(network, val[0], len(val[1]), spec, batch_size, on_batch)
-        return judge(logits, val[1], epoch, train_loss)
+    def _val_inputs(self, which: NDArray[np.int64]) -> Tensor:
+        return network_input(self._data.val.pixels(which), self._data.spec, self._device)
 
-    return fit(
-        network,
-        classifier,
-        optimiser,
-        batches,
-        validate,
-        epochs=epochs,
-        steps_an_epoch=-(-len(labels) // batch_size),
-        on_epoch=on_epoch,
+
+class _Cached(_Online):
+    """Activations at the freeze boundary, computed once for each picture and its mirror image."""
+
+    def __init__(
+        self,
+        network: PartlyFrozen,
+        data: Data,
+        recipe: Recipe,
+        processes: Processes,
+        on_cached: Callable[[int], object],
+    ) -> None:
+        super().__init__(network, data, recipe, processes)
+        self.network = network.trainable
+        self._on_cached = on_cached
+        self._frozen = network.frozen.eval()
+        self._views = [self._boundary(data.train, flip) for flip in (False, True)]
+        self._val = self._boundary(data.val, False)
+
+    def _boundary(self, split: Split, flip: bool) -> Tensor:
+        def inputs_of(which: NDArray[np.int64]) -> Tensor:
+            images = network_input(split.pixels(which), self._data.spec, self._device)
+            return images.flip(-1) if flip else images
+
+        def rows_of(which: NDArray[np.int64]) -> Tensor:
+            found = extract(self._frozen, inputs_of, which, on_batch=self._on_cached)
+            return torch.from_numpy(found).to(self._device)
+
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.bfloat16):
+            return self._processes.gather(rows_of, len(split))
+
+    def batch(self, which: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
+        """Return activations and labels of the training pictures at positions `which`."""
+        rows = on_device(which, self._device)
+        drawn = uniforms(seeds_of(which, self._recipe.seed, epoch), 1)[:, 0]
+        mirrored = on_device(drawn < self._data.augmentation.flip, self._device)
+        plain, flipped = (view[rows] for view in self._views)
+        inputs = torch.where(mirrored.view(-1, 1, 1, 1), flipped, plain)
+        labels = on_device(self._data.train.labels[which], self._device)
+        return inputs.contiguous(memory_format=torch.channels_last), labels
+
+    def _val_inputs(self, which: NDArray[np.int64]) -> Tensor:
+        rows = self._val[on_device(which, self._device)]
+        return rows.contiguous(memory_format=torch.channels_last)
+
+
+def _fits(
+    network: PartlyFrozen, data: Data, processes: Processes, say: Callable[[str], object]
+) -> bool:
+    """Tell whether the boundary's activations of all pictures may be kept."""
+    if not data.cache_budget or next(network.frozen.parameters(), None) is None:
+        return False
+    if not data.augmentation.only_flips:
+        say("activations are not kept: the augmentation shows each epoch other pictures")
+        return False
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        probe = network_input(data.val.pixels(np.zeros(1, np.int64)), data.spec, device)
+        each = math.prod(network.frozen.eval()(probe).shape) * BYTES
+    needed = each * (2 * len(data.train) + len(data.val))
+    fits = bool(needed <= data.cache_budget)
+    say(
+        f"activations before the first trainable layer: {needed / 2**20:.0f} MB, "
+        f"{'kept: computed once' if fits else 'more than cache_budget_mb: computed every epoch'}"
     )
+    return fits

@@ -2,59 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.vision.loops import Epoch, Fitted, fit, judge
+from tasks.vision.balance import Sampler, Weighting, class_weights
+from tasks.vision.device import on_device
+from tasks.vision.steps import Training
 
 
-def train_head(
+def head_training(
     head: nn.Module,
     train: tuple[NDArray[np.float32], NDArray[np.int64]],
     val: tuple[NDArray[np.float32], NDArray[np.int64]],
+    classes: int,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    on_epoch: Callable[[Epoch], None],
-) -> Fitted:
-    """Train a head on features; both matrices lie whole on the head's device.
+    weighting: Weighting = "none",
+    sampler: Sampler = "shuffled",
+) -> Training:
+    """Make the training of a head on features; both matrices lie whole on the head's device.
 
     Args:
         head: float32 [n, D] -> logits float32 [n, C].
         train: features float32 [n, D] and labels int64 [n].
         val: the same of the validation split.
-        epochs: passes over `train`.
-        batch_size: rows a step.
-        lr: AdamW's rate at its highest.
-        weight_decay: AdamW's, decoupled (Loshchilov, Hutter 2019).
-        on_epoch: told of each row of the curve.
+        classes: C.
+        weighting: see `balance.class_weights`.
+        sampler: see `balance.epoch_order`.
     """
-    device = next(head.parameters()).device
+    parameters = list(head.parameters())
+    device = parameters[0].device
     features, labels = (torch.from_numpy(a).to(device) for a in train)
     val_features = torch.from_numpy(val[0]).to(device)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    weights = class_weights(train[1], classes, weighting)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(labels)).to(device).split(batch_size):
-            yield features[rows], labels[rows]
+    def batch(which: NDArray[np.int64], _epoch: int) -> tuple[Tensor, Tensor]:
+        rows = on_device(which, device)
+        return features[rows], labels[rows]
 
     @torch.inference_mode()
-    def validate(epoch: int, train_loss: float | None) -> Epoch:
-        return judge(head.eval()(val_features), val[1], epoch, train_loss)
+    def validate() -> Tensor:
+        logits: Tensor = head.eval()(val_features)
+        return logits
 
-    return fit(
-        head,
-        head,
-        optimiser,
-        batches,
-        validate,
-        epochs=epochs,
-        steps_an_epoch=-(-len(labels) // batch_size),
-        on_epoch=on_epoch,
+    return Training(
+        network=head,
+        kept=head,
+        depths=[parameters],
+        labels=train[1],
+        batch=batch,
+        validate=validate,
+        val_labels=val[1],
+        classes=classes,
+        class_weights=None if weights is None else weights.to(device),
+        sampler=sampler,
     )
