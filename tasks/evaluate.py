@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tasks import files, models, packed, params, program
 from tasks.vision import device, metrics
-from tasks.vision.fine_tuning import predict_logits
+from tasks.vision.inference import predict_logits
 
 PER_CLASS = ("precision", "recall", "f1", "support")
 SLICE = ("column", "value", "count", "accuracy", "low", "high")

@@ -14,7 +14,7 @@ from PIL import Image
 from tasks import card, files, models, packed, params, program, results, serving
 from tasks.vision import device, metrics, onnx_graph
 from tasks.vision.errors import RefitError
-from tasks.vision.fine_tuning import predict_logits
+from tasks.vision.inference import predict_logits
 
 PROOF_BATCHES = (1, 3, 8)
 # Height and width in pixels: landscape, portrait, odd, one pixel, large.

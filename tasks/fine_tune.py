@@ -6,7 +6,7 @@ import torch
 
 from tasks import files, models, packed, params, program, training
 from tasks.packed import Pictures
-from tasks.vision import checkpoints, device, fine_tuning, parallel, unfreezing
+from tasks.vision import checkpoints, device, fine_tuning, inference, parallel, unfreezing
 from tasks.vision.backbones import Classifier
 from tasks.vision.metrics import f1_macro
 from tasks.vision.unfreezing import Unfreezing
@@ -30,7 +30,7 @@ def choose(
     """Decide what trains; `auto` scores the frozen head on the validation split first."""
     classes, skill = len(spec.classes), 0.0
     if tune.unfreeze == "auto" and spec.pretrained:
-        logits = fine_tuning.predict_logits(
+        logits = inference.predict_logits(
             classifier, val.pixels, len(val), spec.preprocess, tune.batch_size
         )
         score = f1_macro(val.labels, logits.argmax(1).cpu().numpy(), classes)

@@ -11,22 +11,12 @@ from torch import Tensor
 
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.device import on_device
-from tasks.vision.preprocess import Preprocess, centre_crop, normalise
+from tasks.vision.preprocess import Preprocess, network_input, normalise
 from tasks.vision.randomness import Seeds, seeds_of
-
-# Positions among a split's pictures -> their packed pixels, uint8 [n, S, S, 3].
-PixelsOf = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 # Every batch has this size, the last one padded: kernels choose their order of summing by the
 # batch's shape, and a picture must get the same features whatever else is new beside it.
 BATCH = 32
-
-
-def network_input(pixels: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> Tensor:
-    """Turn packed squares uint8 [N, S, S, 3] into float32 [N, 3, crop, crop] on the device."""
-    images = on_device(pixels, device).permute(0, 3, 1, 2)
-    images = normalise(centre_crop(images, spec.crop), spec)
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def augmented_input(

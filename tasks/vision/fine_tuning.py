@@ -16,9 +16,10 @@ from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import Classifier, fold_batchnorm, prefix, suffix
 from tasks.vision.balance import Sampler, Weighting, class_weights
 from tasks.vision.device import on_device
-from tasks.vision.features import PixelsOf, augmented_input, extract, network_input
+from tasks.vision.features import augmented_input, extract
+from tasks.vision.inference import logits_of
 from tasks.vision.parallel import Processes
-from tasks.vision.preprocess import Preprocess
+from tasks.vision.preprocess import PixelsOf, Preprocess, network_input
 from tasks.vision.randomness import seeds_of, uniforms
 from tasks.vision.recipes import Recipe
 from tasks.vision.steps import Training, nothing
@@ -88,51 +89,6 @@ class Data:
     weighting: Weighting = "none"
     sampler: Sampler = "shuffled"
     cache_budget: int = 0
-
-
-@torch.inference_mode()
-def logits_of(
-    network: nn.Module,
-    inputs_of: Callable[[NDArray[np.int64]], Tensor],
-    which: NDArray[np.int64],
-    batch_size: int,
-    on_batch: Callable[[int], object] = nothing,
-) -> Tensor:
-    """Return logits float32 [n, C] of the pictures at positions `which`; sets eval."""
-    network.eval()
-    out = []
-    for positions in np.array_split(which, range(batch_size, len(which), batch_size)):
-        out.append(network(inputs_of(positions)).float())
-        on_batch(len(positions))
-    return torch.cat(out)
-
-
-def predict_logits(
-    classifier: nn.Module,
-    pixels_of: PixelsOf,
-    count: int,
-    spec: Preprocess,
-    batch_size: int,
-    on_batch: Callable[[int], object] = nothing,
-) -> Tensor:
-    """Return logits float32 [count, C] of packed pictures; puts the classifier into eval.
-
-    Args:
-        classifier: on its device.
-        pixels_of: gives packed pictures by position.
-        count: how many pictures there are.
-        spec: the preprocessing.
-        batch_size: pictures a forward pass.
-        on_batch: told of how many pictures were done, batch by batch.
-    """
-    device = next(classifier.parameters()).device
-    return logits_of(
-        classifier,
-        lambda which: network_input(pixels_of(which), spec, device),
-        np.arange(count),
-        batch_size,
-        on_batch,
-    )
 
 
 def fine_tuning(

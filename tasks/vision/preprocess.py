@@ -6,12 +6,20 @@ that training and serving cannot drift apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from numpy.typing import NDArray
 from torch import Tensor
+
+from tasks.vision.device import on_device
+
+# Positions among a split's pictures -> their packed pixels, uint8 [n, S, S, 3].
+PixelsOf = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 # Levels are rounded at a bit less than a half: weighted means of whole levels often lie on exactly
 # a half, where the last bit of a float decides, and PyTorch and ONNX Runtime would decide apart.
@@ -80,3 +88,10 @@ def normalise(images: Tensor, spec: Preprocess) -> Tensor:
     mean = torch.tensor(spec.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(spec.std, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255.0 - mean) / std
+
+
+def network_input(pixels: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> Tensor:
+    """Turn packed squares uint8 [N, S, S, 3] into float32 [N, 3, crop, crop] on the device."""
+    images = on_device(pixels, device).permute(0, 3, 1, 2)
+    images = normalise(centre_crop(images, spec.crop), spec)
+    return images.contiguous(memory_format=torch.channels_last)

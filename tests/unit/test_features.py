@@ -11,8 +11,8 @@ from torch import Tensor
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import fold_batchnorm
 from tasks.vision.device import computes_in_bfloat16
-from tasks.vision.features import BATCH, extract, network_input, view_input
-from tasks.vision.preprocess import centre_crop, normalise
+from tasks.vision.features import BATCH, extract, view_input
+from tasks.vision.preprocess import centre_crop, network_input, normalise
 from tasks.vision.randomness import seeds_of
 from tests.unit import toy
 

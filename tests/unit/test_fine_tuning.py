@@ -14,7 +14,8 @@ from torch import nn
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import Classifier
 from tasks.vision.errors import RefitError
-from tasks.vision.fine_tuning import PartlyFrozen, predict_logits
+from tasks.vision.fine_tuning import PartlyFrozen
+from tasks.vision.inference import predict_logits
 from tasks.vision.loops import Listener, fit
 from tasks.vision.recipes import Recipe
 from tasks.vision.unfreezing import Unfreezing, choose, skill_of

@@ -8,10 +8,10 @@ from torch import nn
 
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import Head
-from tasks.vision.features import network_input
 from tasks.vision.fine_tuning import Split, fine_tuning
 from tasks.vision.frozen import head_training
 from tasks.vision.loops import fit
+from tasks.vision.preprocess import network_input
 from tasks.vision.recipes import Recipe
 from tasks.vision.unfreezing import Unfreezing
 from tests.unit import toy
