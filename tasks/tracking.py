@@ -159,6 +159,21 @@ def by_alias(client: MlflowClient, model: str, alias: str) -> ModelVersion | Non
         raise
 
 
+def find(client: MlflowClient, model: str, name: str) -> ModelVersion:
+    """Return a version by its number or by an alias.
+
+    Raises:
+        RefitError: there is none.
+    """
+    look_up = client.get_model_version if name.isdecimal() else client.get_model_version_by_alias
+    try:
+        return look_up(model, name)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+    raise RefitError(f"{model} has no version {name!r} in {uri()}: `make ui` lists them")
+
+
 def register(
     client: MlflowClient, run_id: str, path: Path, model: str, tags: Mapping[str, str]
 ) -> ModelVersion:

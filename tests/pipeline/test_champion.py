@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import sys
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image, ImageOps
 
 from tests.pipeline.project import Project, make_project
@@ -38,7 +42,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.ok("git", "commit", "-qam", "state")
     first = made.retrain()
     assert first.returncode == 0, first.stdout + first.stderr
-    made.ok("git", "commit", "-qam", "state")
     return made
 
 
@@ -97,3 +100,69 @@ def test_a_rollback_works(project: Project) -> None:
     assert refused.returncode == 1
     assert "no champion of refit before" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_registered_version_is_brought_back_whole(project: Project) -> None:
+    raw = project.path("data/raw")
+    champion = project.path("data/raw.dvc").read_bytes()
+    lost = sorted(raw.rglob("*.png"))[0]
+    name = lost.relative_to(raw)
+    kept = lost.read_bytes()
+    lost.unlink()
+    try:
+        said = project.ok(sys.executable, "-m", "flows.restore", "champion", "--into", "back")
+    finally:
+        lost.write_bytes(kept)
+    assert "version 1 " in said
+    back = project.path("back")
+    assert (back / "data/raw" / name).read_bytes() == kept
+    assert (back / "data/raw.dvc").read_bytes() == champion
+    assert yaml.safe_load((back / "params.yaml").read_text())["fine_tune"]["epochs"] == 1
+    onnx = (back / "data/best/model.onnx").read_bytes()
+    assert hashlib.sha256(onnx).hexdigest() != sha256(project.path("data/best/model.onnx"))
+    assert sha256(back / "data/models/mobilenet_v2/model.safetensors") in said_of(project, back)
+    assert project.stale() == set()  # the folder is no part of the present project
+    again = project.run(sys.executable, "-m", "flows.restore", "1", "--into", "back")
+    assert (again.returncode, "is not empty" in again.stderr) == (1, True)
+    missing = project.run(sys.executable, "-m", "flows.restore", "9")
+    assert missing.returncode == 1
+    assert "no version '9'" in missing.stderr
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def said_of(project: Project, folder: Path) -> str:
+    model = str(folder / "data/best/model.onnx")
+    return project.ok(sys.executable, "-m", "tasks.lineage", model)
+
+
+def test_a_file_alone_tells_where_it_came_from(project: Project) -> None:
+    said = said_of(project, project.root)
+    found = summary(project)
+    version = found["registered_version"]
+    for fact in (
+        f"registered: refit version {version}",
+        f"run: {found['run_id']}",
+        f"data version: {found['data_version']}",
+        f"initial weights: sha256 {sha256(project.path('data/weights/mobilenet_v2.safetensors'))}",
+        "head.lr: 1e-12",
+        f"python -m flows.restore {version}",
+    ):
+        assert fact in said
+    assert project.ok("git", "rev-parse", "HEAD").strip() in said
+
+
+def test_a_picture_leads_to_the_models_that_trained_on_it(project: Project) -> None:
+    manifest = pq.read_table(project.path("data/manifest.parquet")).to_pylist()
+    by_split = {row["split"]: row["path"] for row in manifest}
+    words = {"train": "trained on it", "val": "was chosen with it", "test": "was scored on it"}
+    strange = project.path("strange.png")
+    Image.new("RGB", (40, 40)).save(strange)
+    paths = [f"data/raw/{by_split[split]}" for split in words]
+    said = project.ok(sys.executable, "-m", "tasks.lineage", *paths, "strange.png")
+    for split, path in by_split.items():
+        for version in (1, 2):
+            assert f"refit version {version} {words[split]}, as {path}" in said
+    assert "strange.png:\n  no registered version of refit saw it" in said
