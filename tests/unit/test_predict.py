@@ -28,6 +28,7 @@ from tasks.serving import Session
 from tasks.vision.errors import RefitError
 from tasks.vision.onnx_graph import export
 from tasks.vision.preprocess import Preprocess
+from tests.benchmarks.handover import CLIENT
 
 NAMES = ["blue", "green", "red"]
 REPOSITORY = Path(__file__).parents[2]
@@ -294,6 +295,22 @@ def test_a_reader_that_stops_early_ends_it_in_silence(model: Path, folder: Path)
         process.stdout.close()
         assert process.stderr.read() == f"{model} on cpu\n"
     assert process.returncode == 0
+
+
+def test_the_readmes_client_gives_what_predict_gives(
+    model: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    alone = tmp_path_factory.mktemp("alone")
+    shutil.copy(model, alone)
+    (alone / "client.py").write_text(CLIENT)
+    pictures = [str(folder / name) for name in PICTURES]
+    done = subprocess.run(
+        [sys.executable, "client.py", *pictures], cwd=alone, capture_output=True, text=True
+    )
+    rows = [row.split("\t") for row in done.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [
+        list(row) for row in zip(pictures, ["red", "green", "blue"], strict=True)
+    ], done.stderr
 
 
 def test_predicting_needs_no_torch() -> None:
