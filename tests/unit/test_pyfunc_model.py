@@ -66,7 +66,7 @@ def register(model: Path) -> None:
         tracking.session("colours") as (client, experiment),
         tracking.run(client, experiment, "run", {}) as opened,
     ):
-        version = tracking.register(client, opened.info.run_id, model, "colours", {"a": "b"})
+        version = tracking.register(client, opened, model, "colours", {"a": "b"})
         tracking.promote(client, version)
 
 
