@@ -62,6 +62,8 @@ def test_the_first_run_promotes_and_writes_the_report(project: Project) -> None:
     page = project.path("data/reports/report.html").read_text()
     assert "Promoted" in page
     assert "data:image/jpeg;base64," in page
+    kept = project.path("mlruns").rglob("report.html")
+    assert [path.read_text() for path in kept] == [page]
 
 
 def test_a_damaged_head_is_rejected_with_reasons(project: Project) -> None:

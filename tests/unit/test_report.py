@@ -94,7 +94,7 @@ class Page(HTMLParser):
 
 def page(**more: Any) -> Page:
     files.write_json(files.SUMMARY, summary(**more))
-    report.main()
+    files.write_text(report.PAGE, report.render(report.view()))
     return Page(report.PAGE.read_text())
 
 
