@@ -24,7 +24,8 @@ def give(
     """
     best = next(c for c in candidates if c["name"] == summary["best"])
     found = [f"{name} failed ({why}): mend it." for name, why in summary["failed"].items()]
-    found += _of_data(best, per_class, suspects)
+    # What a model that is itself worse takes for wrong labels are its own mistakes.
+    found += _of_data(best, per_class, suspects if summary["verdict"] != "REJECT" else 0)
     for candidate in candidates:
         found += _of_training(candidate)
     return found

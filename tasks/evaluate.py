@@ -81,6 +81,16 @@ def logits_of(
     return logits.cpu()
 
 
+def score_split(
+    true: NDArray[np.int64], probabilities: NDArray[np.float32], classes: tuple[str, ...]
+) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """Return a split's figures, and a row for each class."""
+    scores = metrics.score(true, probabilities, list(classes))
+    scores.pop("confusion")  # the plot is drawn from the pictures
+    rows = scores.pop("per_class").items()
+    return scores, [(label, *(figures[key] for key in PER_CLASS)) for label, figures in rows]
+
+
 def main() -> None:
     """Score one candidate and write its metrics, predictions and tables."""
     name = program.candidate_argument(__doc__)
@@ -100,16 +110,14 @@ def main() -> None:
     report, tables, per_class = {}, [], []
     for split, pictures in splits.items():
         probabilities = (logits[split] / temperature).softmax(1).numpy()
-        scores = metrics.score(pictures.labels, probabilities, list(spec.classes))
-        scores["ece_uncalibrated"] = metrics.ece(pictures.labels, logits[split].softmax(1).numpy())
+        scores, rows = score_split(pictures.labels, probabilities, spec.classes)
+        before = metrics.ece(pictures.labels, logits[split].softmax(1).numpy())
+        report[split] = {**scores, "ece_uncalibrated": before}
         tables.append(predictions(split, pictures, spec.classes, probabilities))
-        for label, figures in scores.pop("per_class").items():
-            per_class.append((split, label, *(figures[key] for key in PER_CLASS)))
-        scores.pop("confusion")
-        report[split] = scores
-    # Of the last split, test.
-    columns = slice_columns(pictures, spec.classes)
-    slices = metrics.slices(pictures.labels, probabilities.argmax(1), columns)
+        per_class += [(split, *row) for row in rows]
+    columns = slice_columns(splits["test"], spec.classes)
+    best = logits["test"].argmax(1).numpy()
+    slices = metrics.slices(splits["test"].labels, best, columns)
     write_reports(name, report, pa.concat_tables(tables), per_class, slices)
     files.write_json(
         checkpoint.with_name("validation.json"),

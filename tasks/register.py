@@ -23,6 +23,7 @@ from tasks.vision.images import read_picture
 
 TIMED = 15  # pictures, each by itself
 VERDICT = "verdict.json"
+TAG = 2000  # characters; MLflow refuses tags of more than a few thousand
 
 
 def measure(
@@ -137,6 +138,15 @@ def decided(
     return record
 
 
+def settled(client: tracking.MlflowClient, run: tracking.Run) -> dict[str, Any]:
+    """Return what `retrain_run` returned for a retrain that was judged before."""
+    run_id = str(run.info.run_id)
+    if run.info.status != "FINISHED":  # interrupted at its very last step
+        client.set_terminated(run_id, "FINISHED")
+    decision = files.read_json(tracking.read_artifact(run_id, VERDICT))
+    return {**run.data.tags, "run_id": run_id, "decision": decision}
+
+
 def retrain_run(
     client: tracking.MlflowClient,
     experiment: str,
@@ -156,11 +166,9 @@ def retrain_run(
     sha256 = files.sha256_file(path)
     key = retrain_key(results)
     earlier = tracking.find_run(client, experiment, {"retrain": key}, finished=False)
-    if earlier and "settled_for" in earlier.data.tags:
-        now = tracking.by_alias(client, model, tracking.CHAMPION)
-        if champion_version(now) == earlier.data.tags["settled_for"]:
-            decision = files.read_json(tracking.read_artifact(earlier.info.run_id, VERDICT))
-            return {**earlier.data.tags, "run_id": earlier.info.run_id, "decision": decision}
+    if earlier and (settled_for := earlier.data.tags.get("settled_for")):
+        if champion_version(tracking.by_alias(client, model, tracking.CHAMPION)) == settled_for:
+            return settled(client, earlier)
         earlier = None  # the champion changed since: it is another comparison
     common = {"git_commit": runs.git_commit(), "data_version": files.data_version()}
     tags = {f"failed.{name}": reason for name, reason in failed.items()}
@@ -182,7 +190,7 @@ def retrain_run(
         champion = tracking.by_alias(client, model, tracking.CHAMPION)
         tags |= {
             "verdict": decision["verdict"],
-            "reason": "; ".join(decision["reasons"]),
+            "reason": "; ".join(decision["reasons"])[:TAG],
             "registered_version": str(version.version),
             "mlflow.note.content": runs.note(results, tags["best"], decision),
             "champion": champion_version(champion),

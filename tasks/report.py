@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks import advice, drawing, files, program
+from tasks import advice, drawing, files, params, program, tracking
 from tasks.curves import read_curve
 from tasks.gate.page import thumbnail
 from tasks.vision import metrics
@@ -173,9 +173,12 @@ def render(shown: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write data/reports/report.html."""
-    files.write_text(PAGE, render(view()))
+    """Write data/reports/report.html, and then keep it with the run in MLflow, too."""
+    shown = view()
+    files.write_text(PAGE, render(shown))
     print(f"report: {PAGE}")
+    with tracking.session(params.load().register_.experiment) as (client, _):
+        client.log_artifact(shown["summary"]["run_id"], str(PAGE))
 
 
 if __name__ == "__main__":

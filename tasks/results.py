@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks import files
+from tasks import files, params
 from tasks.fingerprint import fingerprint
 
 
@@ -52,6 +52,7 @@ def best(scores: dict[str, dict[str, Any]]) -> str:
 
 
 def retrain_key(results: dict[str, dict[str, Any]]) -> str:
-    """Name this retrain by its content: the exported file and every candidate's model."""
+    """Name this retrain by its content: the exported file, every candidate's model, the limits."""
     models = {name: result["model_sha256"] for name, result in results.items()}
-    return fingerprint(files.sha256_file(files.BEST / "model.onnx"), models)
+    limits = params.load().register_.model_dump(mode="json")
+    return fingerprint(files.sha256_file(files.BEST / "model.onnx"), models, limits)

@@ -12,6 +12,7 @@ from tasks import files, params, tracking
 from tasks.curves import read_curve
 
 STAGES_WITH_CURVES = ("head", "fine_tune")
+NOTE = 1000  # characters of the reasons in a run's description
 # With these and DVC's cache or remote, `flows.restore` brings back data and models.
 ORIGIN_FOLDER = "origin"
 ORIGIN = (
@@ -112,7 +113,7 @@ def note(results: dict[str, dict[str, Any]], best: str, decision: dict[str, Any]
     ]
     return "\n".join(
         [
-            f"**{decision['verdict']}**: {'; '.join(decision['reasons'])}",
+            f"**{decision['verdict']}**: {'; '.join(decision['reasons'])[:NOTE]}",
             "",
             "| candidate | initialised from | val F1 | test F1 | test accuracy |",
             "|---|---|---|---|---|",

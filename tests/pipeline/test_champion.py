@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.ok("git", "commit", "-qam", "state")
     first = made.retrain()
     assert first.returncode == 0, first.stdout + first.stderr
+    made.ok("git", "add", "dvc.lock", "data/raw.dvc")
+    made.ok("git", "commit", "-qm", "retrained")
     return made
 
 
@@ -62,6 +65,8 @@ def test_the_first_run_promotes_and_writes_the_report(project: Project) -> None:
     page = project.path("data/reports/report.html").read_text()
     assert "Promoted" in page
     assert "data:image/jpeg;base64," in page
+    kept = project.path("mlruns").rglob("report.html")
+    assert [path.read_text() for path in kept] == [page]
 
 
 def test_a_damaged_head_is_rejected_with_reasons(project: Project) -> None:
@@ -80,6 +85,15 @@ def test_a_damaged_head_is_rejected_with_reasons(project: Project) -> None:
     assert "Rejected" in project.path("data/reports/report.html").read_text()
     lines = project.path("data/reports/verdicts.jsonl").read_text().splitlines()
     assert [json.loads(line)["verdict"] for line in lines] == ["PROMOTE", "REJECT"]
+
+
+def test_dvc_draws_both_revisions(project: Project) -> None:
+    project.ok("dvc", "plots", "diff", "HEAD", "--out", "diff")
+    page = project.path("diff/index.html").read_text()
+    assert "head of mobilenet_v2" in page
+    for revision in ("HEAD", "workspace"):
+        assert re.search(rf'"rev(ision)?": "{revision}"', page), revision
+    assert "test.f1_macro" in project.ok("dvc", "metrics", "diff", "HEAD")
 
 
 def test_a_rollback_works(project: Project) -> None:

@@ -115,6 +115,13 @@ def test_a_retrain_is_judged_again_after_the_champion_changed() -> None:
     assert aliases()["champion"] == "2"
 
 
+def test_a_retrain_is_judged_again_under_other_limits() -> None:
+    train(GOOD)
+    assert registered(max_megabytes=1e-9)["verdict"] == "REJECT"
+    assert registered()["verdict"] == "PROMOTE"
+    assert versions() == ["1"]
+
+
 def test_a_file_that_is_not_what_was_evaluated_is_rejected() -> None:
     train(BAD)
     reports = files.REPORTS / "toy" / "predictions.parquet"
@@ -224,6 +231,7 @@ def test_a_registry_that_goes_down_loses_nothing(name: str, time: int, done: boo
     found = registered()
     assert found["verdict"] == "PROMOTE"
     assert found["decision"]["champion_before"] == "1"
+    assert tracking.MlflowClient().get_run(found["run_id"]).info.status == "FINISHED"
     assert aliases() == {"champion": "2", "previous": "1"}
     assert versions() == ["1", "2"]
 

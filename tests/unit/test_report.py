@@ -94,7 +94,7 @@ class Page(HTMLParser):
 
 def page(**more: Any) -> Page:
     files.write_json(files.SUMMARY, summary(**more))
-    report.main()
+    files.write_text(report.PAGE, report.render(report.view()))
     return Page(report.PAGE.read_text())
 
 
@@ -196,7 +196,9 @@ def test_advice_follows_from_the_figures() -> None:
         {"class": "gone", "recall": None, "support": 0},
     ]
     candidates = [{**toy, "tuned": [{"val_f1_macro": 0.2}, {"val_f1_macro": 0.1}]}]
-    words = advice.give(candidates, {"best": "toy", "failed": {}}, rows, suspects=1)
+    words = advice.give(candidates, summary(), rows, suspects=1)
     for expected in ("1 suspected label ", "'cat'", "80% to 95%", "head.epochs", "fine_tune.lr"):
         assert sum(expected in line for line in words) == 1, expected
     assert len(words) == 5
+    rejected = advice.give(candidates, summary("REJECT"), rows, suspects=1)
+    assert [line for line in words if line not in rejected] == [words[0]]
