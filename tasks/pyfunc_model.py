@@ -128,14 +128,16 @@ def _load_pyfunc(path: str) -> PictureModel:
     return PictureModel(Path(path))
 
 
-def log(path: Path, registered_model_name: str, pip_requirements: list[str]) -> ModelInfo:
-    """Log an exported file to the active run and register it.
+def log(
+    path: Path, pip_requirements: list[str], registered_model_name: str | None = None
+) -> ModelInfo:
+    """Log an exported file to the active run as `model`, and register it where a name is given.
 
     Args:
         path: the .onnx file.
-        registered_model_name: of the registry.
         pip_requirements: what a server installs; named here, MLflow does not start a process
             that loads the model to guess them.
+        registered_model_name: of the registry.
     """
     from mlflow.models import Model
 

@@ -142,7 +142,7 @@ def register(
     """
     with mlflow.start_run(run_id):
         logged = pyfunc_model.log(
-            path, model, [f"{name}=={version(name)}" for name in SERVING_PACKAGES]
+            path, [f"{name}=={version(name)}" for name in SERVING_PACKAGES], model
         )
     registered = client.get_model_version(model, str(logged.registered_model_version))
     if download(registered).read_bytes() != path.read_bytes():
