@@ -9,6 +9,8 @@ for _name, _value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # On a busy machine the embedded server takes longer to start than Prefect's 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Runs and schedules of this project stay in its folder.
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
 }.items():

@@ -45,7 +45,7 @@ def run(command: Sequence[str], log: Callable[[str], None]) -> tuple[int, list[s
             lines = list(_relay(process.stdout, log))
             return process.wait(), lines
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
 
 
@@ -55,15 +55,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads its group, and all of the group: asked first, then made to."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + GRACE
         try:
             os.killpg(process.pid, ending)
-            process.wait(GRACE)
-        except ProcessLookupError:
+            while time.monotonic() < end:
+                process.poll()  # a leader that nobody waited for would keep the group alive
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except ProcessLookupError:  # the group is gone
             return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _relay(stream: IO[bytes], log: Callable[[str], None]) -> Iterator[str]:

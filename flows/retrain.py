@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows import graph, report
+from flows import graph, loopback, report
 from flows.stages import Outcome, run_child, run_stages, unchanged
 from tasks import files, params, results
 from tasks.vision.errors import RefitError
@@ -78,6 +78,7 @@ def retrain() -> State:
 
 
 if __name__ == "__main__":
+    loopback.ensure()
     final = retrain(return_state=True)
     if not final.is_completed():
         sys.exit(f"retrain: {final.message}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from flows.child import end_group
 
 SERVERS = {
     "MLflow  http://127.0.0.1:5000": [
@@ -22,7 +25,8 @@ def main() -> None:
     """Start both servers and wait until one ends or Ctrl-C."""
     programs = Path(sys.executable).parent
     running = {
-        name: subprocess.Popen([str(programs / command[0]), *command[1:]])
+        # A group of its own each: MLflow's workers outlive their parent's end otherwise.
+        name: subprocess.Popen([str(programs / command[0]), *command[1:]], start_new_session=True)
         for name, command in SERVERS.items()
     }
     print("\n".join(SERVERS))
@@ -34,10 +38,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ending")
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave one behind
         for server in running.values():
-            server.terminate()
-        for server in running.values():
-            server.wait()
+            end_group(server)
 
 
 if __name__ == "__main__":

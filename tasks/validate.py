@@ -21,17 +21,16 @@ def main() -> None:
     rules = settings.validate_
     last = judge.last_accepted(files.MANIFEST)
     aside = layout.Aside()
-    with store.opened(store.FACTS, rules.max_pixels) as facts:
-        work = facts.scan(files.RAW, layout.find(files.RAW, aside), rules.decode_timeout)
-        aside.bad |= facts.bad()
-        table = facts.table()
-    if not len(table):
+    pictures = layout.find(files.RAW, aside)
+    scan = store.scan(files.RAW, pictures, rules.max_pixels, rules.decode_timeout)
+    aside.bad |= scan.bad
+    if not len(scan.table):
         why = report.listed(aside.bad)
         raise RefitError("\n".join([f"{files.RAW} holds no picture that decodes", *why]))
     files.REPORTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=files.REPORTS) as temporary:
         folder = Path(temporary) / files.VALIDATION.name
-        judgement = judge.judge(table, aside, settings, last, folder / "data_docs")
+        judgement = judge.judge(scan.table, aside, settings, last, folder / "data_docs")
         report.write(folder, judgement, aside, rules.on_bad_file == "quarantine")
         shutil.rmtree(files.VALIDATION, ignore_errors=True)
         folder.rename(files.VALIDATION)
@@ -39,6 +38,7 @@ def main() -> None:
     files.write_json(files.CLASSES, judgement.classes)
     with files.replacing(files.MANIFEST) as path:
         pq.write_table(judgement.manifest, path)
+    work = scan.work
     print(
         f"{page.verdict(judgement.findings)}: {len(judgement.manifest):,} pictures of "
         f"{len(judgement.classes)} classes, {len(aside.bad):,} bad files left out; {work.hashed:,} "

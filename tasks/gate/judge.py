@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import files, split
-from tasks.gate import expectations, findings, frames, store
+from tasks.gate import expectations, findings, frames
 from tasks.gate.layout import Aside
 from tasks.gate.suites import Suites
 from tasks.params import Params
@@ -26,7 +26,7 @@ class Judgement:
     """What the gate found.
 
     Attributes:
-        manifest: the good pictures, with the columns of `tasks.gate.store.TABLE`.
+        manifest: the good pictures, with the columns of `tasks.gate.store.MANIFEST`.
         classes: class names in the order of their indices.
         sizes: see `tasks.gate.frames.classes_frame`.
         findings: of all checks.
@@ -44,7 +44,7 @@ def judge(
     """Run every check, first on files by themselves, then on the good ones together.
 
     Args:
-        table: the pictures that decode, with the columns of `tasks.gate.store.TABLE`.
+        table: the pictures that decode, with the columns of `tasks.gate.store.MANIFEST`.
         aside: the files that do not; those that fail a check of their own are added.
         settings: all of params.yaml.
         last: the manifest accepted last.
@@ -101,7 +101,7 @@ def last_accepted(path: Path) -> pa.Table | None:
     if not path.exists():
         return None
     try:
-        return pq.read_table(path, columns=store.TABLE.names)
+        return pq.read_table(path, columns=["sha256", "split", *frames.NUMBERS, *frames.NAMES])
     except (pa.ArrowException, OSError, KeyError) as error:
         raise RefitError(
             f"{path} cannot be read ({error}): get it back with `dvc checkout {path}`, or delete "

@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -97,10 +98,10 @@ def _from_folders(root: Path, aside: Aside) -> Iterator[Picture]:
     for path, info in _walk(root, aside):
         split, _, rest = path.partition("/") if by_split else ("", "", path)
         label, _, name = rest.partition("/")
-        if not name:
+        if name:
+            yield _picture(path, composed(label), split, "", info)
+        else:
             aside.bad[path] = "lies in no class's folder, so it has no label"
-            continue
-        yield _picture(path, composed(label), split, "", info)
 
 
 def _folders(parent: Path) -> list[str]:
@@ -197,12 +198,13 @@ def _walk(root: Path, aside: Aside) -> Iterator[tuple[str, os.stat_result]]:
     while stack:
         folder = stack.pop()
         try:
-            entries = sorted(os.scandir(top / folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(top / folder), key=attrgetter("name"), reverse=True)
         except OSError as error:
             aside.bad[folder] = f"folder cannot be read: {error.strerror}"
             continue
         below = []
-        for entry in entries:
+        while entries:
+            entry = entries.pop()  # freed at once: it keeps its stat, half a kilobyte
             path = f"{folder}/{entry.name}" if folder else entry.name
             info = _examine(entry, path, top, aside)
             if info is None:
@@ -218,23 +220,24 @@ def _walk(root: Path, aside: Aside) -> Iterator[tuple[str, os.stat_result]]:
 
 def _examine(entry: os.DirEntry[str], path: str, top: Path, aside: Aside) -> os.stat_result | None:
     """Return the stat of a folder or picture to read; None, with the reason kept, for others."""
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
     if entry.name.startswith("."):
-        aside.ignore(name, "hidden")
+        aside.ignore(_printable(path), "hidden")
         return None
-    if name != path:
-        aside.bad[name] = "its name is not UTF-8: rename it"
+    if not path.isascii() and path != _printable(path):
+        aside.bad[_printable(path)] = "its name is not UTF-8: rename it"
         return None
-    suffix = PurePosixPath(path).suffix.lower()
     try:
         info = entry.stat()
     except OSError as error:
         aside.bad[path] = _stat_trouble(top / path, error)
         return None
-    if not stat.S_ISDIR(info.st_mode) and suffix not in images.SUFFIXES:
+    folder = stat.S_ISDIR(info.st_mode)
+    dot = entry.name.rfind(".")
+    suffix = entry.name[dot:].lower() if dot > 0 else ""
+    if not folder and suffix not in images.SUFFIXES:
         aside.ignore(path, f"not a picture: {suffix or 'no suffix'}")
         return None
-    if (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)) and not entry.is_symlink():
+    if not entry.is_symlink() and (folder or stat.S_ISREG(info.st_mode)):
         return info
     if reason := _refusal(top / path, info, top):
         aside.bad[path] = reason
@@ -257,6 +260,11 @@ def _stat_trouble(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "broken symbolic link" if path.is_symlink() else "no such file"
     return f"cannot be read: {error.strerror}"
+
+
+def _printable(path: str) -> str:
+    """Return a path in which bytes that are not UTF-8 are written as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _picture(path: str, label: str, split: str, group: str, info: os.stat_result) -> Picture:

@@ -1,9 +1,9 @@
-"""What is known of every picture, kept under its content hash: a re-run pays for what is new.
+"""What is known of every picture, so that a re-run pays only for what is new.
 
-One SQLite file with two tables. `files` says which content a path had when it was last read, so
-that a path whose size, time and inode stayed need not be read again; `facts` says what is known of
-a content. Rows go through SQLite on disk and not through Python's memory, which therefore does not
-grow with the number of pictures. Losing the file costs time and nothing else.
+`facts.sqlite` keeps the facts of every content ever seen, by its hash, from the moment they are
+known; `last.parquet` keeps what the last scan found at each path, so that a file whose size, time
+and inode stayed is not even read. The latter is one table, compared as a whole, because a picture
+that is not new may cost next to nothing. Losing either file costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -11,73 +11,62 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import __version__ as pillow_version
 
-from tasks import program
+from tasks import files, program
 from tasks.fingerprint import fingerprint
-from tasks.gate import facts, workers
-from tasks.gate.layout import Picture
+from tasks.gate import facts, layout, workers
+from tasks.gate.facts import Facts
+from tasks.gate.workers import Reading
 from tasks.vision import duplicates, images
 from tasks.vision.errors import RefitError
 
-FACTS = Path("data/facts/facts.sqlite")
-COLUMNS = facts.Facts._fields
+FOLDER = Path("data/facts")
+FACTS, LAST = "facts.sqlite", "last.parquet"
 # A file written in the same tick of the disk's clock as it was read could change once more without
 # showing it; 2 s is the coarsest clock in use (FAT).
 TICK_NS = 2_000_000_000
 AT_ONCE = 1024  # rows a transaction
-PATIENCE = 60.0  # seconds that a second scan waits for the first one's transaction
+PATIENCE = 60.0  # seconds that a scan waits for another one's transaction
 
-SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS version (key TEXT);
-CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, sha256 BLOB, read_ns INT
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (sha256 BLOB PRIMARY KEY, {", ".join(COLUMNS)}) WITHOUT ROWID;
-CREATE TEMP TABLE scan (
-    path TEXT PRIMARY KEY, label TEXT, split TEXT, "group" TEXT,
-    size INT, mtime_ns INT, inode INT
-) WITHOUT ROWID;
-CREATE TEMP TABLE failures (path TEXT PRIMARY KEY, message TEXT) WITHOUT ROWID;
-CREATE TEMP TABLE todo (path TEXT);
-"""
-# A path is trusted when nothing about it changed, and it was not touched just before the reading.
-FIND_WORK = f"""
-INSERT INTO todo SELECT path FROM scan
-LEFT JOIN files USING (path, size, mtime_ns, inode) LEFT JOIN facts USING (sha256)
-WHERE facts.sha256 IS NULL OR files.mtime_ns > files.read_ns - {TICK_NS} ORDER BY path
-"""  # noqa: S608 - no value from outside
-COMPLETE = "FROM scan JOIN files USING (path) JOIN facts USING (sha256)"
-FORGET = """
-DELETE FROM files
-WHERE path NOT IN (SELECT path FROM scan) OR path IN (SELECT path FROM todo)
-"""
-TABLE = pa.schema(
-    {
-        "path": pa.string(),
-        "label": pa.string(),
-        "split": pa.string(),
-        "group": pa.string(),
-        "sha256": pa.string(),
-        "bytes": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "mode": pa.string(),
-        "format": pa.string(),
-        "orientation": pa.int8(),
-        "phash": pa.string(),
-        "mean": pa.float64(),
-        "std": pa.float64(),
-        "sharpness": pa.float64(),
-        "decodable": pa.bool_(),
-        "message": pa.string(),
-    }
+FACT_TYPES = {
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "mode": pa.string(),
+    "format": pa.string(),
+    "orientation": pa.int8(),
+    "phash": pa.string(),
+    "mean": pa.float64(),
+    "std": pa.float64(),
+    "sharpness": pa.float64(),
+    "decodable": pa.bool_(),
+    "message": pa.string(),
+}
+IDENTITY = {"size": pa.int64(), "mtime_ns": pa.int64(), "inode": pa.uint64()}
+FOUND = pa.schema(
+    [(name, pa.string()) for name in ("path", "label", "split", "group")] + [*IDENTITY.items()]
+)
+SEEN = pa.schema(
+    [
+        ("path", pa.string()),
+        *IDENTITY.items(),
+        ("read_ns", pa.int64()),
+        ("sha256", pa.string()),
+        *FACT_TYPES.items(),
+    ]
+)
+MANIFEST = pa.schema(
+    [(name, pa.string()) for name in ("path", "label", "split", "group", "sha256")]
+    + [("bytes", pa.int64()), *FACT_TYPES.items()]
 )
 
 
@@ -96,97 +85,172 @@ class Work:
     decoded: int
 
 
-@contextmanager
-def opened(path: Path, max_pixels: int) -> Iterator[Store]:
-    """Open the store, a new one if there is none or it is damaged.
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        work: how much it had to do.
+        table: the pictures that decode, by path, with the columns of `MANIFEST`.
+        bad: path -> reason of those that do not.
+    """
+
+    work: Work
+    table: pa.Table
+    bad: dict[str, str]
+
+
+def scan(
+    root: Path,
+    pictures: Iterable[layout.Picture],
+    max_pixels: int,
+    timeout: float,
+    folder: Path = FOLDER,
+) -> Scan:
+    """Learn the facts of all pictures; only what is new or changed is read.
+
+    Args:
+        root: the folder that the pictures' paths are relative to.
+        pictures: what was found there.
+        max_pixels: more are refused before decoding.
+        timeout: seconds for one picture.
+        folder: where facts are kept.
 
     Raises:
-        RefitError: another scan is using it.
+        RefitError: another scan uses the folder, or the disk fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    version = fingerprint(max_pixels, pillow_version, sources=(facts, images, duplicates))
+    found = pa.Table.from_batches(_batches(pictures, FOUND), FOUND).sort_by("path")
+    known, new = _compare(found, _last(folder / LAST, version))
+    job = workers.Job(root, folder / FACTS, max_pixels, timeout)
     try:
-        store = Store(path, max_pixels)
+        with closing(_opened(folder / FACTS, version)) as database:
+            fresh, decoded, failed = _read(new, job, database)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise RefitError(f"{path} cannot be used: {error}; is another scan running?") from None
+        raise RefitError(
+            f"{folder / FACTS}: {error}; wait for the other scan if there is one; if it is "
+            "damaged, delete it: it only saves time"
+        ) from None
+    seen = pa.concat_tables([known, fresh])
+    if len(new):
+        with files.replacing(folder / LAST) as temporary:
+            pq.write_table(seen.replace_schema_metadata({"version": version}), temporary)
+    work = Work(len(found), len(fresh), decoded)
+    return Scan(work, *_joined(found, seen, failed))
+
+
+def _batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Turn rows into columns, some at a time: as Python objects they take ten times the memory."""
+    rows = iter(rows)
+    while some := list(islice(rows, AT_ONCE)):
+        columns = zip(*some, strict=True)
+        arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
+        yield pa.record_batch(arrays, schema=schema)
+
+
+def _last(path: Path, version: str) -> pa.Table:
+    """Return what the last scan saw; nothing if there is none of this version of the code."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return SEEN.empty_table()
+    stored = (table.schema.metadata or {}).get(b"version", b"").decode()
+    return table.replace_schema_metadata(None) if stored == version else SEEN.empty_table()
+
+
+def _compare(found: pa.Table, last: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """Return the rows of `last` that still hold, and the paths that have to be read.
+
+    A row holds if size, time and inode are the same, and the file was not touched just before it
+    was read.
+    """
+    place = pc.index_in(found["path"], value_set=last["path"].combine_chunks())
+    old = last.select([*IDENTITY, "read_ns"]).take(place)
+    holds = pc.less(old["mtime_ns"], pc.subtract(old["read_ns"], TICK_NS))
+    for name in IDENTITY:
+        holds = pc.and_(holds, pc.equal(old[name], found[name]))
+    holds = pc.fill_null(holds, False)
+    new = found["path"].filter(pc.invert(holds))
+    return last.take(place.filter(holds)), new.combine_chunks()
+
+
+def _opened(path: Path, version: str) -> sqlite3.Connection:
+    """Open the facts, emptied if they are of another version of the code, or damaged."""
+    columns = ", ".join(Facts._fields)
+    database = sqlite3.connect(path, timeout=PATIENCE)
+    try:
+        with database:
+            database.execute("CREATE TABLE IF NOT EXISTS version (key TEXT)")
+            database.execute(f"CREATE TABLE IF NOT EXISTS facts (sha256 PRIMARY KEY, {columns})")
+            if database.execute("SELECT key FROM version").fetchall() != [(version,)]:
+                database.execute("DELETE FROM facts")
+                database.execute("DELETE FROM version")
+                database.execute("INSERT INTO version VALUES (?)", (version,))
+    except sqlite3.DatabaseError as error:
+        database.close()
+        if isinstance(error, sqlite3.OperationalError):  # in use, or a full disk
+            raise
         path.unlink()
-        store = Store(path, max_pixels)
-    try:
-        yield store
-    except sqlite3.DatabaseError as error:
-        raise RefitError(f"{path}: {error}; if it is damaged, delete it: it is a cache") from None
-    finally:
-        store.connection.close()
+        return _opened(path, version)
+    return database
 
 
-class Store:
-    """The facts of all pictures ever seen, and the pictures of the scan at hand."""
+def _read(
+    paths: pa.Array, job: workers.Job, database: sqlite3.Connection
+) -> tuple[pa.Table, int, dict[str, str]]:
+    """Read files, keep the facts of new contents, and return all as rows of `SEEN`.
 
-    def __init__(self, path: Path, max_pixels: int) -> None:
-        self.path = path
-        self.max_pixels = max_pixels
-        self.connection = sqlite3.connect(path, timeout=PATIENCE)
-        self.connection.executescript(SCHEMA)
-        key = fingerprint(max_pixels, pillow_version, sources=(facts, images, duplicates))
-        with self.connection as db:
-            if db.execute("SELECT key FROM version").fetchall() != [(key,)]:
-                db.execute("DELETE FROM facts")
-                db.execute("DELETE FROM version")
-                db.execute("INSERT INTO version VALUES (?)", (key,))
+    Returns:
+        The rows, how many contents were new, and path -> reason of files that gave no reading.
+    """
+    batches: list[pa.RecordBatch] = []
+    failed: dict[str, str] = {}
+    decoded = 0
+    if len(paths):
+        processes = min(len(os.sched_getaffinity(0)), len(paths))
+        messages = workers.read_all((path.as_py() for path in paths), job, processes)
+        bar = iter(program.progress(messages, "validate", "picture", total=len(paths)))
+        while some := list(islice(bar, AT_ONCE)):
+            readings = [r for r in some if isinstance(r, Reading)]
+            failed |= {f.path: f.message for f in some if isinstance(f, workers.Failure)}
+            decoded += sum(r.facts is not None for r in readings)
+            _keep(readings, database)
+            batches += _batches((_row(r, database) for r in readings), SEEN)
+    fresh = pa.Table.from_batches(batches, SEEN)
+    if len(fresh) + len(failed) != len(paths):
+        raise RuntimeError(f"of {len(paths)} files only {len(fresh)} came back from the workers")
+    return fresh, decoded, failed
 
-    def scan(self, root: Path, pictures: Iterable[Picture], timeout: float) -> Work:
-        """Take in what was found under `root` and compute what is not known yet."""
-        with self.connection as db:
-            db.executemany("INSERT INTO scan VALUES (?, ?, ?, ?, ?, ?, ?)", pictures)
-            db.execute(FIND_WORK)
-            db.execute(FORGET)
-        job = workers.Job(root, self.path, self.max_pixels, timeout)
-        todo = self._count("todo")
-        if not todo:
-            return Work(self._count("scan"), 0, 0)
-        paths = (path for (path,) in self.connection.execute("SELECT path FROM todo"))
-        readings = workers.read_all(paths, job, min(len(os.sched_getaffinity(0)), todo))
-        hashed = decoded = 0
-        bar = iter(program.progress(readings, "validate", "picture", total=todo))
-        while batch := list(islice(bar, AT_ONCE)):
-            done = [r for r in batch if isinstance(r, workers.Reading)]
-            hashed += len(done)
-            decoded += sum(r.facts is not None for r in done)
-            self._keep(done, [r for r in batch if isinstance(r, workers.Failure)])
-        if hashed + self._count("failures") != todo:
-            raise RuntimeError(f"of {todo} files only {hashed} came back from the workers")
-        return Work(self._count("scan"), hashed, decoded)
 
-    def _keep(self, done: list[workers.Reading], failed: list[workers.Failure]) -> None:
-        with self.connection as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)",
-                (r[:6] for r in done),
-            )
-            db.executemany(
-                f"INSERT OR REPLACE INTO facts VALUES (?{', ?' * len(COLUMNS)})",  # noqa: S608
-                ((r.sha256, *r.facts) for r in done if r.facts),
-            )
-            db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
-
-    def _count(self, table: str) -> int:
-        return int(self.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608
-
-    def bad(self) -> dict[str, str]:
-        """Return path -> reason of the pictures that do not decode or could not be read."""
-        query = f"SELECT path, message {COMPLETE} WHERE NOT decodable UNION SELECT * FROM failures"  # noqa: S608
-        return dict(self.connection.execute(query))
-
-    def table(self) -> pa.Table:
-        """Return the decodable pictures by path, with the columns of `TABLE`."""
-        query = (
-            'SELECT path, label, split, "group", lower(hex(sha256)), files.size, '
-            f"{', '.join(COLUMNS)} {COMPLETE} WHERE decodable ORDER BY path"
+def _keep(readings: list[Reading], database: sqlite3.Connection) -> None:
+    marks = ", ".join("?" * (1 + len(Facts._fields)))
+    with database:
+        database.executemany(
+            f"INSERT OR REPLACE INTO facts VALUES ({marks})",  # noqa: S608
+            ((r.sha256, *r.facts) for r in readings if r.facts),
         )
-        rows = self.connection.execute(query)
-        batches = []
-        while batch := rows.fetchmany(AT_ONCE):
-            columns = zip(*batch, strict=True)
-            arrays = [pa.array(c).cast(t) for c, t in zip(columns, TABLE.types, strict=True)]
-            batches.append(pa.record_batch(arrays, schema=TABLE))
-        return pa.Table.from_batches(batches, TABLE)
+
+
+def _row(reading: Reading, database: sqlite3.Connection) -> tuple[Any, ...]:
+    known = reading.facts
+    if known is None:
+        query = "SELECT * FROM facts WHERE sha256 = ?"
+        known = Facts(*database.execute(query, (reading.sha256,)).fetchone()[1:])
+        known = known._replace(decodable=bool(known.decodable))  # SQLite has only numbers
+    place = reading.path, reading.size, reading.mtime_ns, reading.inode, reading.read_ns
+    return *place, reading.sha256, *known
+
+
+def _joined(
+    found: pa.Table, seen: pa.Table, failed: dict[str, str]
+) -> tuple[pa.Table, dict[str, str]]:
+    """Return the rows of the manifest, and path -> reason of the files that are none."""
+    row = pc.index_in(found["path"], value_set=seen["path"].combine_chunks())
+    found, row = found.filter(pc.is_valid(row)), pc.drop_null(row)
+    seen = seen.take(row).rename_columns({"size": "bytes"})
+    columns = [found[n] if n in found.column_names else seen[n] for n in MANIFEST.names]
+    table = pa.table(columns, schema=MANIFEST)
+    broken = table.filter(pc.invert(table["decodable"]))
+    reasons = zip(broken["path"].to_pylist(), broken["message"].to_pylist(), strict=True)
+    return table.filter(table["decodable"]), dict(sorted([*failed.items(), *reasons]))

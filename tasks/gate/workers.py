@@ -27,6 +27,7 @@ from typing import NamedTuple
 from tasks.gate.facts import Facts, facts_of
 from tasks.vision import images
 from tasks.vision.errors import RefitError
+from tasks.vision.memory import keep_freed_memory
 
 AHEAD = 8  # files a worker has waiting, so that it never waits for the next
 READY = "ready"
@@ -42,7 +43,7 @@ class Reading(NamedTuple):
         size: bytes, when read.
         mtime_ns: nanoseconds, when read.
         inode: the file's number, when read.
-        sha256: 32 bytes.
+        sha256: of the content, hex.
         read_ns: when the reading began, nanoseconds.
         facts: of the content; None when they are known already.
     """
@@ -51,7 +52,7 @@ class Reading(NamedTuple):
     size: int
     mtime_ns: int
     inode: int
-    sha256: bytes
+    sha256: str
     read_ns: int
     facts: Facts | None
 
@@ -98,7 +99,7 @@ def read(path: str, job: Job, known: sqlite3.Connection) -> Reading | Failure:
             data = file.read()
     except OSError as error:
         return Failure(path, f"cannot be read: {error.strerror}")
-    sha256 = hashlib.sha256(data).digest()
+    sha256 = hashlib.sha256(data).hexdigest()
     found = known.execute("SELECT 1 FROM facts WHERE sha256 = ?", (sha256,)).fetchone()
     facts = None if found else facts_of(data, job.max_pixels)
     return Reading(path, len(data), status.st_mtime_ns, status.st_ino, sha256, began, facts)
@@ -111,6 +112,7 @@ def _work(pipe: Connection, job: Job) -> None:
     # When memory runs out, the kernel is to take a worker and not the stage.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    keep_freed_memory()
     known = sqlite3.connect(f"file:{job.known}?mode=ro", uri=True, timeout=60)
     pipe.send(READY)
     try:

@@ -1,113 +1,22 @@
-"""A workspace of its own for each test: the shipped dvc.yaml and params.yaml, shrunk."""
+"""Projects to run for real, made once or copied for each test."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-from PIL import Image
+import pytest
 
-from tasks import demo_data
-
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "data/.gitignore")
-SIDE = 96  # pixels of the shrunk pictures
+from tests.pipeline.project import Project, Trained, make_project
 
 
-def shrink_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Make the shipped params small; nothing is added, nothing left out."""
-    params["prepare"] |= {"resize": 72, "crop": 64}
-    params["head"]["epochs"] = 5
-    params["fine_tune"] |= {"epochs": 1, "batch_size": 8}
-    params["validate"] |= {"min_per_class": 10, "min_per_class_and_split": 1}
-    return params
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Retrain a shrunk project once."""
+    project = make_project(tmp_path_factory.mktemp("trained") / "project", each=40)
+    return Trained(project, project.retrain())
 
 
-@dataclass(frozen=True)
-class Project:
-    """A copy of the project in a folder and git repository of its own."""
-
-    root: Path
-
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of this environment in the project."""
-        return subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of this project's programs: nothing of the caller's servers."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PREFECT_", "MLFLOW_", "DVC_"))
-        }
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        # Small jobs side by side on few cores: more threads would only wait for each other.
-        return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", **more}
-
-    def ok(self, *command: str, **environment: str) -> str:
-        """Run a program that must succeed; return what it printed."""
-        done = self.run(*command, **environment)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def retrain(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the flow as `make retrain` does."""
-        return self.run(sys.executable, "-m", "flows.retrain", **environment)
-
-    def path(self, name: str) -> Path:
-        """Return a path in the project."""
-        return self.root / name
-
-    def change_params(self, change: Callable[[dict[str, Any]], object]) -> None:
-        """Rewrite params.yaml after `change`, which changes the dict in place."""
-        file = self.path("params.yaml")
-        params = yaml.safe_load(file.read_text())
-        change(params)
-        file.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def commit(self) -> None:
-        """Commit everything that git does not ignore."""
-        self.ok("git", "add", "-A")
-        self.ok("git", "commit", "-q", "-m", "state")
-
-
-def small_pictures(root: Path, each: int) -> None:
-    """Write real pictures, shrunk, into data/raw/<class>/."""
-    for label, paths in demo_data.choose(demo_data.cells(), str(2 * each)).items():
-        for path in paths:
-            target = root / "data/raw" / label / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.open(path).resize((SIDE, SIDE)).save(target)
-
-
-def make_project(root: Path, each: int) -> Project:
-    """Copy the project to `root`, shrink its params and give it pictures."""
-    for folder in ("flows", "tasks"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (*SHIPPED, "dvc.yaml", "params.yaml", "pyproject.toml"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    project = Project(root)
-    project.change_params(shrink_params)
-    small_pictures(root, each)
-    project.ok("git", "init", "-q")
-    project.ok("git", "config", "user.name", "test")
-    project.ok("git", "config", "user.email", "test@example.invalid")
-    project.ok("git", "add", "-A")
-    project.ok("git", "commit", "-q", "-m", "start")
-    return project
+@pytest.fixture
+def copied(trained: Trained, tmp_path: Path) -> Project:
+    """Return a copy of the trained project to change."""
+    return trained.project.copy(tmp_path / "project")

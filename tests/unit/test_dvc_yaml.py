@@ -42,7 +42,8 @@ def closure(stage: str) -> set[str]:
 
 def entry(stage: str) -> dict[str, Any]:
     definition = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]
-    return definition.get("do", definition)
+    found: dict[str, Any] = definition.get("do", definition)
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)

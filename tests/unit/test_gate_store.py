@@ -29,10 +29,8 @@ def scan(
     root: Path, timeout: float = 30
 ) -> tuple[Work, dict[str, dict[str, object]], dict[str, str]]:
     """Return the work done, the rows of the good pictures by path, and the bad ones."""
-    with store.opened(root.parent / "facts.sqlite", MAX_PIXELS) as facts_store:
-        work = facts_store.scan(root, find(root, Aside()), timeout)
-        rows = {row["path"]: row for row in facts_store.table().to_pylist()}
-        return work, rows, facts_store.bad()
+    found = store.scan(root, find(root, Aside()), MAX_PIXELS, timeout, root.parent)
+    return found.work, {row["path"]: row for row in found.table.to_pylist()}, found.bad
 
 
 @pytest.fixture
@@ -226,8 +224,12 @@ def test_a_file_that_cannot_be_read_any_more_is_not_taken_for_what_it_was(root: 
 
 def test_a_damaged_store_is_made_anew(root: Path) -> None:
     scan(root)
-    (root.parent / "facts.sqlite").write_bytes(b"no database" * 1000)
+    (root.parent / store.FACTS).write_bytes(b"no database" * 1000)
+    assert scan(root)[0] == Work(30, 0, 0)
+    (root.parent / store.LAST).write_bytes(b"no parquet")
     assert scan(root)[0] == Work(30, 30, 30)
+    (root.parent / store.LAST).unlink()
+    assert scan(root)[0] == Work(30, 30, 0)
 
 
 def test_a_store_in_use_is_not_touched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +237,7 @@ def test_a_store_in_use_is_not_touched(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     other = sqlite3.connect(root.parent / "facts.sqlite")
     other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(RefitError, match="is another scan running"):
+    with pytest.raises(RefitError, match="database is locked; wait for the other scan"):
         scan(root)
     other.close()
     assert scan(root)[0] == Work(30, 0, 0)
@@ -245,7 +247,7 @@ def test_an_interrupted_scan_keeps_what_it_had_done(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "AT_ONCE", 10)
-    keep, calls = store.Store._keep, []
+    keep, calls = store._keep, []
 
     def stop_at_the_third(*args: object) -> None:
         calls.append(time.monotonic())
@@ -254,7 +256,7 @@ def test_an_interrupted_scan_keeps_what_it_had_done(
         keep(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Store, "_keep", stop_at_the_third)
+        patch.setattr(store, "_keep", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             scan(root)
-    assert scan(root)[0] == Work(30, 10, 10)
+    assert scan(root)[0] == Work(30, 30, 10)
