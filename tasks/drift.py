@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.gate.facts import facts_of
-from tasks.gate.store import TABLE
+from tasks.gate.store import MANIFEST
 from tasks.vision.images import MAX_PIXELS
 
 # The manifest's columns; `label` is the predicted one, `split` and `group` are empty.
-SCHEMA = TABLE.append(pa.field("confidence", pa.float32()))
+SCHEMA = MANIFEST.append(pa.field("confidence", pa.float32()))
 ROWS_AT_ONCE = 1024  # of some hundred bytes: memory stays flat over millions of pictures
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tasks import predict
 from tasks.drift import FactsFile
 from tasks.gate import facts, frames
-from tasks.gate.store import TABLE
+from tasks.gate.store import MANIFEST
 from tasks.serving import Session
 from tasks.vision.errors import RefitError
 from tasks.vision.onnx_graph import export
@@ -232,7 +232,7 @@ def test_facts_are_the_manifests_and_feed_the_drift_check(model: Path, folder: P
     done = run(model, folder, "--provider", "cpu", "--facts", out)
     assert done.returncode == 1  # of the broken one; the others are there
     table = pq.read_table(out)
-    assert table.schema.names == [*TABLE.names, "confidence"]
+    assert table.schema.names == [*MANIFEST.names, "confidence"]
     assert table["label"].to_pylist() == ["red", "green", "blue"]
     first = folder / "a_red.png"
     row = table.to_pylist()[0]
