@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from tasks import card, files, models, packed, params, program, results, serving
 from tasks.vision import device, metrics, onnx_graph
@@ -37,6 +38,19 @@ def complete(names: list[str]) -> dict[str, dict[str, Any]]:
     if not found:
         raise RefitError(f"nothing to export: none of {names} has an evaluated model")
     return found
+
+
+def expected(
+    classifier: nn.Module,
+    spec: models.Spec,
+    pictures: packed.Pictures,
+    temperature: float,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """Return PyTorch's probabilities [n, C] for packed pictures."""
+    logits = predict_logits(classifier, pictures.pixels, len(pictures), spec.preprocess, batch_size)
+    probabilities: NDArray[np.float32] = (logits / temperature).softmax(1).cpu().numpy()
+    return probabilities
 
 
 def served(path: Path, pictures: packed.Pictures, max_pixels: int) -> NDArray[np.float32]:
@@ -114,27 +128,18 @@ def main() -> None:
     classifier, spec = models.load_classifier(files.MODELS / best / "model.safetensors")
     temperature = scores[best]["temperature"]  # fitted by `evaluate` on validation
     classifier.to(where)
-
-    def expected(pictures: packed.Pictures) -> NDArray[np.float32]:
-        logits = predict_logits(
-            classifier,
-            pictures.pixels,
-            len(pictures),
-            spec.preprocess,
-            settings.evaluate.batch_size,
-        )
-        probabilities: NDArray[np.float32] = (logits / temperature).softmax(1).cpu().numpy()
-        return probabilities
-
     val, test = packed.read_split("val"), packed.read_split("test")
+    of_val, of_test = (
+        expected(classifier, spec, pictures, temperature, settings.evaluate.batch_size)
+        for pictures in (val, test)
+    )
     metadata = card.metadata(
         best,
         spec,
         scores[best]["model_sha256"],
-        metrics.score(val.labels, expected(val), list(spec.classes)),
+        metrics.score(val.labels, of_val, list(spec.classes)),
         settings.export.licence,
     )
-    of_test = expected(test)
     tolerance = settings.export.max_probability_difference
     classifier.cpu()
     with files.replacing(files.BEST / "model.onnx") as temporary:

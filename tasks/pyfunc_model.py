@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import shutil
 import sys
 import tempfile
@@ -30,14 +31,10 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 PACKAGE = Path(__file__).parent
 # What this module imports; the decoder is the one of training.
-CODE = (
-    "__init__.py",
-    "pyfunc_model.py",
-    "serving.py",
-    "vision/__init__.py",
-    "vision/errors.py",
-    "vision/images.py",
-)
+CODE = ("pyfunc_model.py", "serving.py", "vision/errors.py", "vision/images.py")
+# It travels under a name of its own: MLflow puts it first on the path of whoever loads a model,
+# where it would hide this project's own package.
+TRAVELLING = "refit_picture_model"
 WANTED = (
     "send picture files as bytes or base64 text, one a row, or pixels as uint8 RGB [H, W, 3] or "
     "[N, H, W, 3]"
@@ -164,19 +161,32 @@ def save_model(
     from mlflow import pyfunc
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in CODE:
-            target = Path(folder, PACKAGE.name, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(PACKAGE / name, target)
+        package = Path(folder, TRAVELLING)
+        copy_code(package)
         mlflow.onnx.save_model(
             # MLflow empties the proto that it is given: it gets one of its own.
             onnx.load(onnx_path),
             path,
             mlflow_model=mlflow_model,
-            code_paths=[str(target) for target in Path(folder).iterdir()],
+            code_paths=[str(package)],
             pip_requirements=pip_requirements,
             save_as_external_data=False,
         )
     shutil.copyfile(onnx_path, Path(path, MODEL_FILE))
-    mlflow_model.flavors[pyfunc.FLAVOR_NAME]["loader_module"] = __name__
+    mlflow_model.flavors[pyfunc.FLAVOR_NAME]["loader_module"] = (
+        f"{TRAVELLING}.{Path(__file__).stem}"
+    )
     mlflow_model.save(str(Path(path, "MLmodel")))
+
+
+def copy_code(package: Path) -> None:
+    """Write what the model's code needs as a package that imports nothing of this project."""
+    for name in CODE:
+        text = (PACKAGE / name).read_text(encoding="utf-8")
+        target = package / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (target.parent / "__init__.py").touch()
+        target.write_text(
+            re.sub(rf"^from {PACKAGE.name}\b", f"from {package.name}", text, flags=re.MULTILINE),
+            encoding="utf-8",
+        )
