@@ -161,17 +161,18 @@ def test_kept_activations_train_the_same_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "word"),
+    ("budget", "shown", "recipe", "word"),
     [
-        ({"cache_budget": 100}, "more than cache_budget_mb"),
-        ({"cache_budget": 1 << 20, "augmentation": Augmentation(rotation=9)}, "are not kept"),
+        (100, Augmentation(), RECIPE, "more than cache_budget_mb"),
+        (1 << 20, Augmentation(rotation=9), RECIPE, "are not kept"),
+        (1 << 20, Augmentation(), replace(RECIPE, mixup=0.2), "are not kept"),
     ],
 )
 def test_activations_that_do_not_fit_or_differ_are_not_kept(
-    more: dict[str, Any], word: str
+    budget: int, shown: Augmentation, recipe: Recipe, word: str
 ) -> None:
-    online, _ = weights_of(RECIPE, augmentation=more.get("augmentation", Augmentation()))
-    other, said = weights_of(RECIPE, **more)
+    online, _ = weights_of(recipe, augmentation=shown)
+    other, said = weights_of(recipe, augmentation=shown, cache_budget=budget)
     assert word in said[0]
     assert all(torch.equal(other[n], v) for n, v in online.items())
 
