@@ -187,12 +187,6 @@ class FineTune(Training):
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     cache_budget_mb: Annotated[int, Field(ge=0)]
 
-    @model_validator(mode="after")
-    def _pictures_stay_pictures(self) -> FineTune:
-        if self.cache_budget_mb and self.cutmix:
-            raise ValueError("cutmix cuts pictures, not activations: set cache_budget_mb: 0")
-        return self
-
 
 class Evaluate(Block):
     """Scoring of the reloaded checkpoint."""

@@ -28,15 +28,15 @@ ROUNDS = 15
 Labels = npt.NDArray[np.int64]
 
 
-def some(split: str, count: int) -> list[Path]:
+def some(pictures: packed.Pictures, count: int) -> list[Path]:
     """Return the paths of pictures spread evenly over a split."""
-    paths = packed.read_split(split).paths
+    paths = pictures.paths
     return [files.RAW / paths[i] for i in np.linspace(0, len(paths) - 1, count).astype(int)]
 
 
-def predicted(session: serving.Session, split: str, max_pixels: int) -> Labels:
+def predicted(session: serving.Session, split: packed.Pictures, max_pixels: int) -> Labels:
     """Return the classes [n] that a file gives the pictures of a split."""
-    paths = [files.RAW / path for path in packed.read_split(split).paths]
+    paths = [files.RAW / path for path in split.paths]
     labels: Labels = serving.predict_files(session, paths, max_pixels).argmax(1)
     return labels
 
@@ -55,18 +55,19 @@ def make_int8(source: Path, out: Path, settings: params.Params) -> list[str]:
 
     session = serving.Session(source, "cpu")
     max_pixels = settings.validate_.max_pixels
+    train, val = packed.read_split("train"), packed.read_split("val")
     pictures = [
         next(session.batches([images.read_picture(path, max_pixels)]))[1]
-        for path in some("train", CALIBRATION)
+        for path in some(train, CALIBRATION)
     ]
-    expected = predicted(session, "val", max_pixels)
+    expected = predicted(session, val, max_pixels)
     all_layers = quantise.layers(onnx.load(source))
     ranked: list[str] = []
     best, fewest, count = list[str](), 2.0, 0
     while count <= len(all_layers) // 2:
         quantise.to_int8(source, out, pictures, ranked[:count])
         changed = float(
-            (predicted(serving.Session(out, "cpu"), "val", max_pixels) != expected).mean()
+            (predicted(serving.Session(out, "cpu"), val, max_pixels) != expected).mean()
         )
         print(f"int8, {count} layers in float: {changed:.2%} of the validation classes change")
         if changed < fewest:
@@ -166,11 +167,12 @@ def judge(source: Path, trial: Path, settings: params.Params) -> dict[str, Any]:
     """Compare a variant with its original on the test pictures, in one run."""
     max_pixels, provider = settings.validate_.max_pixels, settings.export.provider
     original, variant = (serving.Session(path, provider) for path in (source, trial))
-    pictures = [images.read_picture(path, max_pixels) for path in some("test", 1)]
+    test = packed.read_split("test")
+    pictures = [images.read_picture(path, max_pixels) for path in some(test, 1)]
     return verdict(
-        packed.read_split("test").labels,
-        predicted(original, "test", max_pixels),
-        predicted(variant, "test", max_pixels),
+        test.labels,
+        predicted(original, test, max_pixels),
+        predicted(variant, test, max_pixels),
         milliseconds(original, variant, pictures),
         settings.export.max_drop,
         provider,

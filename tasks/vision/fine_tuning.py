@@ -129,7 +129,7 @@ def fine_tuning(
         network.split(classifier)
 
     gradual = unfreezing.mode == "gradual"
-    cached = not gradual and _fits(network, data, processes, say)
+    cached = not gradual and _fits(network, data, recipe, say)
     source: _Online = (
         _Cached(network, data, recipe, processes, on_cached)
         if cached
@@ -225,14 +225,12 @@ class _Cached(_Online):
         return rows.contiguous(memory_format=torch.channels_last)
 
 
-def _fits(
-    network: PartlyFrozen, data: Data, processes: Processes, say: Callable[[str], object]
-) -> bool:
+def _fits(network: PartlyFrozen, data: Data, recipe: Recipe, say: Callable[[str], object]) -> bool:
     """Tell whether the boundary's activations of all pictures may be kept."""
     if not data.cache_budget or next(network.frozen.parameters(), None) is None:
         return False
-    if not data.augmentation.only_flips:
-        say("activations are not kept: the augmentation shows each epoch other pictures")
+    if not data.augmentation.only_flips or recipe.mixup or recipe.cutmix:
+        say("activations are not kept: every epoch shows other pictures (augmentation, mixing)")
         return False
     device = next(network.parameters()).device
     with torch.inference_mode():

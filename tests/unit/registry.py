@@ -58,7 +58,11 @@ def write_model(
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    facts = {"class_names": json.dumps(classes), "preprocess": "{}", "input": "{}"}
+    facts = {
+        "class_names": json.dumps(classes),
+        "preprocess": "{}",
+        "input": json.dumps({"name": "image"}),
+    }
     helper.set_model_props(model, {**facts, "temperature": "1", "candidate": candidate, **metadata})
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)

@@ -61,9 +61,7 @@ def test_somebody_s_own_pictures_are_left_alone() -> None:
     own = files.RAW / "cat" / "mine.jpg"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    with pytest.raises(
-        RefitError, match=r"1 files that .* \(first: cat/mine.jpg\)"
-    ):
+    with pytest.raises(RefitError, match=r"1 files that .* \(first: cat/mine.jpg\)"):
         demo_data.main()
     assert [str(p) for p in files.RAW.rglob("*.*")] == [str(own)]
 

@@ -85,9 +85,6 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
         tmp_path, "head", sampler="balanced", class_weights="auto"
     )
     assert "mix pictures, not features" in refused(tmp_path, "head", mixup=0.2)
-    assert "set cache_budget_mb: 0" in refused(
-        tmp_path, "fine_tune", cutmix=0.2, cache_budget_mb=64
-    )
     assert "fine_tune.unfreeze" in refused(tmp_path, "fine_tune", unfreeze="last_0_blocks")
 
 
