@@ -118,7 +118,7 @@ def positions(labels: Positions, seed: int) -> tuple[Positions, Positions, Posit
 def score(bench: Bench, classifier: backbones.Classifier, held: Positions) -> dict[str, float]:
     """Score a classifier on held-out pictures."""
     split = bench.split(held)
-    logits = fine_tuning.predict_logits(classifier, split.pixels, len(split), bench.spec, 64)
+    logits = inference.predict_logits(classifier, split.pixels, len(split), bench.spec, 64)
     predicted = logits.argmax(1).cpu().numpy()
     return {
         "accuracy": metrics.accuracy(split.labels, predicted),
