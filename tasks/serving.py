@@ -68,7 +68,9 @@ class Session:
             )
         self.class_names: list[str] = json.loads(self.metadata["class_names"])
         self.outputs: dict[str, int] = {o.name: o.shape[1] for o in self._session.get_outputs()}
-        self._input: dict[str, Any] = json.loads(self.metadata["input"])
+        self._input: str = self._session.get_inputs()[0].name
+        # A file of the form `tensor` names what its caller has to do to a picture.
+        self._made_by: list[dict[str, Any]] = json.loads(self.metadata["input"]).get("made_by", [])
 
     def predict(self, images: list[Pixels]) -> tuple[Floats, Floats]:
         """Classify pictures; those of equal size are computed as one batch.
@@ -106,7 +108,7 @@ class Session:
             )
         found = [np.empty((len(images), self.outputs[name]), np.float32) for name in outputs]
         for places, batch in self.batches(images):
-            computed = self._session.run(outputs, {self._input["name"]: batch})
+            computed = self._session.run(outputs, {self._input: batch})
             for rows, values in zip(found, computed, strict=True):
                 rows[places] = values
         return found
@@ -117,11 +119,11 @@ class Session:
         for place, image in enumerate(images):
             _check(image, place)
             same_size.setdefault(image.shape, []).append(place)
-        if self._input["name"] == "image":
+        if not self._made_by:
             for places in same_size.values():
                 yield places, np.stack([images[place] for place in places])
         elif images:
-            steps = {step["do"]: step for step in self._input["made_by"]}
+            steps = {step["do"]: step for step in self._made_by}
             sides = steps["resize"]["side"], steps["cut the centre"]["side"]
             made = [centre_levels(image, *sides, steps["round"]["offset"]) for image in images]
             yield list(range(len(images))), np.stack(made)
