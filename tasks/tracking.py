@@ -240,7 +240,7 @@ def fetch(address: str) -> Path:
     mlflow.set_tracking_uri(uri())
     try:
         return _fetch(address)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, RequestException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise RefitError(f"no model {address} from MLflow at {uri()}: {first_line}") from None
 

@@ -155,7 +155,7 @@ def report(sizes: list[int], constant: Cost, rows: dict[int, dict[str, Cost]]) -
             f"\n{size:,}: a re-run after adding 1 % costs {wall:.1%} of the full run's wall time "
             f"and {cpu:.1%} of its CPU time, above the constant"
         )
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    for small, large in itertools.pairwise(sizes):
         more = rows[large]["gate, full"].rss - rows[small]["gate, full"].rss
         print(f"\n{small:,} to {large:,}: {more * 1e3 / (large - small):.2f} KB RSS a picture")
 
