@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks import files, program
 from tasks.vision.errors import RefitError
 
-IMAGES = 600  # so that two candidates on two cores stay well under five minutes
+IMAGES = 500  # so that two candidates on two cores stay well under five minutes
 SEED = 42
 
 

@@ -11,6 +11,7 @@ it, from its start to its end. Memory is that of the stage itself; its workers a
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import subprocess
