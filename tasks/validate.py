@@ -8,18 +8,22 @@ from pathlib import Path
 
 from tasks import files, params, program
 from tasks.vision.errors import RefitError
+from tasks.vision.memory import return_freed_memory
 
 
 def main() -> None:
     """Check `data/raw`; write the report, and the manifest if the data is fit to be trained on."""
     # Every worker process imports this module: what only the stage itself needs, it imports here.
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
-    from tasks.gate import judge, layout, page, report, store
+    from tasks.gate import history, judge, layout, page, report, store
 
+    # What a hundred thousand pictures need for a moment is not to be kept.
+    return_freed_memory()
+    pa.set_memory_pool(pa.system_memory_pool())
     settings = params.load()
     rules = settings.validate_
-    last = judge.last_accepted(files.MANIFEST)
+    last = history.last_accepted(files.MANIFEST)
     aside = layout.Aside()
     pictures = layout.find(files.RAW, aside)
     scan = store.scan(files.RAW, pictures, rules.max_pixels, rules.decode_timeout)
@@ -36,8 +40,7 @@ def main() -> None:
         folder.rename(files.VALIDATION)
     report.refuse(judgement.findings)
     files.write_json(files.CLASSES, judgement.classes)
-    with files.replacing(files.MANIFEST) as path:
-        pq.write_table(judgement.manifest, path)
+    history.write_manifest(judgement.manifest, files.MANIFEST)
     work = scan.work
     print(
         f"{page.verdict(judgement.findings)}: {len(judgement.manifest):,} pictures of "

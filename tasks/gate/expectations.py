@@ -61,7 +61,8 @@ def _of_files(settings: Validate) -> Iterator[Check]:
         one_of,
         {"column": "decodable", "value_set": [True]},
         "every file is a whole picture that decodes",
-        "replace or delete these files, or set validate.on_bad_file: quarantine",
+        "replace or delete these files"
+        + (", or set validate.on_bad_file: quarantine" if settings.on_bad_file == "fail" else ""),
     )
     yield Check(
         "min_side",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.gate.history import Accepted
 from tasks.split import SPLITS
 
 Integers = NDArray[np.int64]
@@ -74,7 +74,7 @@ def classes_frame(manifest: pa.Table, classes: list[str]) -> pd.DataFrame:
     return frame
 
 
-def drift_frame(manifest: pa.Table, last: pa.Table | None) -> pd.DataFrame:
+def drift_frame(manifest: pa.Table, last: Accepted | None) -> pd.DataFrame:
     """Return one row a column of the manifest: how far its new pictures are from the last ones.
 
     Only pictures whose content is new are compared, with all of the last accepted manifest:
@@ -86,12 +86,10 @@ def drift_frame(manifest: pa.Table, last: pa.Table | None) -> pd.DataFrame:
     """
     rows = {}
     if last is not None:
-        new = manifest.filter(
-            pc.invert(pc.is_in(manifest["sha256"], last["sha256"].combine_chunks()))
-        )
-        if len(new) and len(last):
-            rows = {c: _numbers_differ(new[c], last[c]) for c in NUMBERS}
-            rows |= {c: _names_differ(new[c], last[c]) for c in NAMES}
+        fresh = manifest.filter(pa.array(last.splits(manifest["sha256"]) == ""))
+        if len(fresh):
+            rows = {c: _numbers_differ(fresh[c], last.column(c)) for c in NUMBERS}
+            rows |= {c: _names_differ(fresh[c], last.column(c)) for c in NAMES}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["statistic", "p_value"])
     return frame.astype(float).rename_axis("column")
 

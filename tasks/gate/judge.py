@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tasks import files, split
 from tasks.gate import expectations, findings, frames
+from tasks.gate.history import Accepted
 from tasks.gate.layout import Aside
 from tasks.gate.suites import Suites
 from tasks.params import Params
@@ -39,7 +39,7 @@ class Judgement:
 
 
 def judge(
-    table: pa.Table, aside: Aside, settings: Params, last: pa.Table | None, docs: Path
+    table: pa.Table, aside: Aside, settings: Params, last: Accepted | None, docs: Path
 ) -> Judgement:
     """Run every check, first on files by themselves, then on the good ones together.
 
@@ -59,7 +59,10 @@ def judge(
     aside.bad = findings.bad_files(results, aside.bad)
     good = ~frame.index.isin(list(aside.bad))
     share = suites.run("quarantine", frame.assign(accepted=good), checks)
-    manifest = with_splits(table.filter(pa.array(good[: len(table)])), settings, last)
+    if not good.all():
+        table = table.filter(pa.array(good[: len(table)]))
+    del frame
+    manifest = with_splits(table, settings, last)
     results = suites.run("pictures", frames.pictures_frame(manifest), checks)
     found += findings.of_pictures(results, manifest)
     classes = class_order(manifest, aside)
@@ -71,42 +74,20 @@ def judge(
     return Judgement(manifest.drop_columns([ALIKE]), classes, sizes, found)
 
 
-def with_splits(table: pa.Table, settings: Params, last: pa.Table | None) -> pa.Table:
+def with_splits(table: pa.Table, settings: Params, last: Accepted | None) -> pa.Table:
     """Fill the columns group and split, and add a column `ALIKE`."""
     distance = settings.validate_.near_duplicate_distance
-    hashes = table["sha256"].to_pylist(), table["phash"].to_pylist()
-    alike = duplicates.group(*hashes, distance).tolist()
-    groups = split.prefer_named(alike, table["group"].to_pylist()).tolist()
-    previous = None if last is None else previous_splits(table, last)
+    alike = duplicates.group(table["sha256"].to_pylist(), table["phash"].to_pylist(), distance)
+    alike = groups = alike.tolist()
+    named = table["group"].to_pylist()
+    if any(named):
+        groups = split.prefer_named(alike, named).tolist()
+    previous = None if last is None else last.splits(table["sha256"]).tolist()
     splits = split.assign(groups, settings.data.split, table["split"].to_pylist(), previous)
     for name, values in (("group", groups), ("split", splits)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, name, pa.array(values, pa.string()))
     return table.append_column(ALIKE, pa.array(alike, pa.string()))
-
-
-def previous_splits(table: pa.Table, last: pa.Table) -> list[str]:
-    """Return the split in the last accepted manifest of each picture's content, "" if new."""
-    place = pc.index_in(table["sha256"], value_set=last["sha256"].combine_chunks())
-    splits: list[str] = pc.fill_null(last["split"].take(place), "").to_pylist()
-    return splits
-
-
-def last_accepted(path: Path) -> pa.Table | None:
-    """Return the manifest that was accepted last; None before the first.
-
-    Raises:
-        RefitError: it cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        return pq.read_table(path, columns=["sha256", "split", *frames.NUMBERS, *frames.NAMES])
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise RefitError(
-            f"{path} cannot be read ({error}): get it back with `dvc checkout {path}`, or delete "
-            "it, which may move pictures between splits"
-        ) from None
 
 
 def class_order(manifest: pa.Table, aside: Aside) -> list[str]:

@@ -1,7 +1,7 @@
 """What is known of every picture, so that a re-run pays only for what is new.
 
 `facts.sqlite` keeps the facts of every content ever seen, by its hash, from the moment they are
-known; `last.parquet` keeps what the last scan found at each path, so that a file whose size, time
+known; `last.arrow` keeps what the last scan found at each path, so that a file whose size, time
 and inode stayed is not even read. The latter is one table, compared as a whole, because a picture
 that is not new may cost next to nothing. Losing either file costs time and nothing else.
 """
@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import __version__ as pillow_version
 
 from tasks import files, program
@@ -31,7 +30,7 @@ from tasks.vision import duplicates, images
 from tasks.vision.errors import RefitError
 
 FOLDER = Path("data/facts")
-FACTS, LAST = "facts.sqlite", "last.parquet"
+FACTS, LAST = "facts.sqlite", "last.arrow"
 # A file written in the same tick of the disk's clock as it was read could change once more without
 # showing it; 2 s is the coarsest clock in use (FAT).
 TICK_NS = 2_000_000_000
@@ -52,22 +51,11 @@ FACT_TYPES = {
     "message": pa.string(),
 }
 IDENTITY = {"size": pa.int64(), "mtime_ns": pa.int64(), "inode": pa.uint64()}
-FOUND = pa.schema(
-    [(name, pa.string()) for name in ("path", "label", "split", "group")] + [*IDENTITY.items()]
-)
-SEEN = pa.schema(
-    [
-        ("path", pa.string()),
-        *IDENTITY.items(),
-        ("read_ns", pa.int64()),
-        ("sha256", pa.string()),
-        *FACT_TYPES.items(),
-    ]
-)
-MANIFEST = pa.schema(
-    [(name, pa.string()) for name in ("path", "label", "split", "group", "sha256")]
-    + [("bytes", pa.int64()), *FACT_TYPES.items()]
-)
+NAMES = [(name, pa.string()) for name in ("path", "label", "split", "group")]
+FOUND = pa.schema([*NAMES, *IDENTITY.items()])
+READ = [("read_ns", pa.int64()), ("sha256", pa.string()), *FACT_TYPES.items()]
+KNOWN = pa.schema([NAMES[0], *IDENTITY.items(), *READ])
+MANIFEST = pa.schema([*NAMES, ("sha256", pa.string()), ("bytes", pa.int64()), *FACT_TYPES.items()])
 
 
 @dataclass(frozen=True)
@@ -122,7 +110,9 @@ def scan(
     folder.mkdir(parents=True, exist_ok=True)
     version = fingerprint(max_pixels, pillow_version, sources=(facts, images, duplicates))
     found = pa.Table.from_batches(_batches(pictures, FOUND), FOUND).sort_by("path")
-    known, new = _compare(found, _last(folder / LAST, version))
+    last = _last(folder / LAST, version)
+    place = _unchanged(found, last)
+    new = found["path"].filter(pc.is_null(place)).combine_chunks()
     job = workers.Job(root, folder / FACTS, max_pixels, timeout)
     try:
         with closing(_opened(folder / FACTS, version)) as database:
@@ -132,12 +122,11 @@ def scan(
             f"{folder / FACTS}: {error}; wait for the other scan if there is one; if it is "
             "damaged, delete it: it only saves time"
         ) from None
-    seen = pa.concat_tables([known, fresh])
+    arrived = pc.add(pc.index_in(found["path"], value_set=fresh["path"]), len(last))
+    seen = _join(found, pa.concat_tables([last, fresh]), pc.coalesce(place, arrived))
     if len(new):
-        with files.replacing(folder / LAST) as temporary:
-            pq.write_table(seen.replace_schema_metadata({"version": version}), temporary)
-    work = Work(len(found), len(fresh), decoded)
-    return Scan(work, *_joined(found, seen, failed))
+        _save(folder / LAST, seen, version)
+    return Scan(Work(len(found), len(fresh), decoded), *_judged(seen, failed))
 
 
 def _batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -150,29 +139,36 @@ def _batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.
 
 
 def _last(path: Path, version: str) -> pa.Table:
-    """Return what the last scan saw; nothing if there is none of this version of the code."""
+    """Return what the last scan saw; nothing if there is none of this version of the code.
+
+    The file is mapped and not read, so that what is not looked at takes no memory.
+    """
     try:
-        table = pq.read_table(path)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException):
-        return SEEN.empty_table()
+        return KNOWN.empty_table()
     stored = (table.schema.metadata or {}).get(b"version", b"").decode()
-    return table.replace_schema_metadata(None) if stored == version else SEEN.empty_table()
+    return table.replace_schema_metadata(None) if stored == version else KNOWN.empty_table()
 
 
-def _compare(found: pa.Table, last: pa.Table) -> tuple[pa.Table, pa.Array]:
-    """Return the rows of `last` that still hold, and the paths that have to be read.
+def _save(path: Path, seen: pa.Table, version: str) -> None:
+    seen = seen.select(KNOWN.names).replace_schema_metadata({"version": version})
+    with files.replacing(path) as temporary, pa.ipc.new_file(temporary, seen.schema) as writer:
+        writer.write_table(seen)
+
+
+def _unchanged(found: pa.Table, last: pa.Table) -> pa.Array:
+    """Return for each file found its row in `last`, or null if it has to be read.
 
     A row holds if size, time and inode are the same, and the file was not touched just before it
     was read.
     """
-    place = pc.index_in(found["path"], value_set=last["path"].combine_chunks())
+    place = pc.index_in(found["path"], value_set=last["path"])
     old = last.select([*IDENTITY, "read_ns"]).take(place)
     holds = pc.less(old["mtime_ns"], pc.subtract(old["read_ns"], TICK_NS))
     for name in IDENTITY:
         holds = pc.and_(holds, pc.equal(old[name], found[name]))
-    holds = pc.fill_null(holds, False)
-    new = found["path"].filter(pc.invert(holds))
-    return last.take(place.filter(holds)), new.combine_chunks()
+    return pc.if_else(holds, place, None)
 
 
 def _opened(path: Path, version: str) -> sqlite3.Connection:
@@ -199,7 +195,7 @@ def _opened(path: Path, version: str) -> sqlite3.Connection:
 def _read(
     paths: pa.Array, job: workers.Job, database: sqlite3.Connection
 ) -> tuple[pa.Table, int, dict[str, str]]:
-    """Read files, keep the facts of new contents, and return all as rows of `SEEN`.
+    """Read files, keep the facts of new contents, and return all as rows of `KNOWN`.
 
     Returns:
         The rows, how many contents were new, and path -> reason of files that gave no reading.
@@ -216,8 +212,8 @@ def _read(
             failed |= {f.path: f.message for f in some if isinstance(f, workers.Failure)}
             decoded += sum(r.facts is not None for r in readings)
             _keep(readings, database)
-            batches += _batches((_row(r, database) for r in readings), SEEN)
-    fresh = pa.Table.from_batches(batches, SEEN)
+            batches += _batches((_row(r, database) for r in readings), KNOWN)
+    fresh = pa.Table.from_batches(batches, KNOWN)
     if len(fresh) + len(failed) != len(paths):
         raise RuntimeError(f"of {len(paths)} files only {len(fresh)} came back from the workers")
     return fresh, decoded, failed
@@ -242,15 +238,21 @@ def _row(reading: Reading, database: sqlite3.Connection) -> tuple[Any, ...]:
     return *place, reading.sha256, *known
 
 
-def _joined(
-    found: pa.Table, seen: pa.Table, failed: dict[str, str]
-) -> tuple[pa.Table, dict[str, str]]:
+def _join(found: pa.Table, known: pa.Table, place: pa.Array) -> pa.Table:
+    """Return names and all that is known of each file found; `place` is its row in `known`."""
+    valid = pc.is_valid(place)
+    place = place.filter(valid)
+    columns = {name: found[name].filter(valid) for name, _ in NAMES}
+    for name in KNOWN.names[1:]:
+        columns[name] = known[name].take(place)
+        known = known.drop_columns([name])  # so that there is never a second copy of the whole
+    return pa.table(columns)
+
+
+def _judged(seen: pa.Table, failed: dict[str, str]) -> tuple[pa.Table, dict[str, str]]:
     """Return the rows of the manifest, and path -> reason of the files that are none."""
-    row = pc.index_in(found["path"], value_set=seen["path"].combine_chunks())
-    found, row = found.filter(pc.is_valid(row)), pc.drop_null(row)
-    seen = seen.take(row).rename_columns({"size": "bytes"})
-    columns = [found[n] if n in found.column_names else seen[n] for n in MANIFEST.names]
-    table = pa.table(columns, schema=MANIFEST)
+    table = seen.rename_columns({"size": "bytes"}).select(MANIFEST.names)
     broken = table.filter(pc.invert(table["decodable"]))
     reasons = zip(broken["path"].to_pylist(), broken["message"].to_pylist(), strict=True)
-    return table.filter(table["decodable"]), dict(sorted([*failed.items(), *reasons]))
+    bad = dict(sorted([*failed.items(), *reasons]))
+    return (table.filter(table["decodable"]) if len(broken) else table), bad

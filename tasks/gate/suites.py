@@ -82,6 +82,7 @@ class Suites:
             result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
             run_id=RunIdentifier(run_name="validate", run_time=NO_TIME),
         )
+        self.context.data_sources.delete(table)  # or it keeps the table
         return [_result(mine[_name(result)], result, frame) for result in outcome.results]
 
     def write_docs(self) -> None:

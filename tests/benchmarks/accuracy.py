@@ -24,7 +24,16 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import demo_data, params, prepare, training
-from tasks.vision import backbones, device, fine_tuning, frozen, inference, loops, metrics, unfreezing
+from tasks.vision import (
+    backbones,
+    device,
+    fine_tuning,
+    frozen,
+    inference,
+    loops,
+    metrics,
+    unfreezing,
+)
 from tasks.vision.features import extract, view_input
 from tasks.vision.preprocess import Preprocess
 from tasks.vision.randomness import seeds_of

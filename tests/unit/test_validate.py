@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tasks import files, validate
-from tasks.gate import frames, suites
+from tasks.gate import frames, history, suites
 from tasks.gate.expectations import Check
 from tasks.vision.errors import RefitError
 from tests.unit.gate_data import EACH, fill, outputs, picture, pictured, put, reasons, write_params
@@ -302,22 +302,24 @@ def test_robust_z_is_not_moved_by_the_outlier() -> None:
     assert frames.robust_z(np.array([5.0, 5.0, 5.0, 9.0])).tolist() == [0, 0, 0, 0]
 
 
-def test_drift_is_the_textbook_distance() -> None:
+def test_drift_is_the_textbook_distance(tmp_path: Path) -> None:
     def table(values: list[float], mode: list[str]) -> pa.Table:
         numbers = dict.fromkeys(frames.NUMBERS, values)
-        names = {"format": ["PNG"] * len(values), "mode": mode}
+        names = {"format": ["PNG"] * len(values), "mode": mode, "split": ["train"] * len(values)}
         return pa.table({"sha256": [f"{v}" for v in values], **numbers, **names})
 
     last = table([1.0, 2.0, 3.0, 4.0], ["L", "L", "RGB", "RGB"])
     new = table([1.0, 3.5, 5.0, 6.0], ["L", "RGB", "RGB", "RGB"])  # 1.0 is not new
-    frame = frames.drift_frame(new, last)
+    pq.write_table(last, tmp_path / "last.parquet")
+    accepted = history.last_accepted(tmp_path / "last.parquet")
+    frame = frames.drift_frame(new, accepted)
     # New 3.5, 5, 6 against 1, 2, 3, 4: the distribution functions are furthest apart at 3.
     assert frame.at["mean", "statistic"] == pytest.approx(0.75)
     assert (frame.at["format", "statistic"], frame.at["format", "p_value"]) == (0, 1)
     # Cramer's V of [[0, 3], [2, 2]]: chi squared 2.1 over 7 pictures.
     assert frame.at["mode", "statistic"] == pytest.approx((2.1 / 7) ** 0.5)
     assert frames.drift_frame(new, None).empty
-    assert frames.drift_frame(last, last).empty
+    assert frames.drift_frame(last, accepted).empty
 
 
 def test_an_expectation_that_cannot_be_evaluated_is_not_a_pass(tmp_path: Path) -> None:
