@@ -84,6 +84,7 @@ def log_candidate(
 
 def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:
     """Return what a candidate was trained with, flat, as MLflow shows it."""
+    settings = settings.for_candidate(name)
     blocks = {
         "head": settings.head,
         "fine_tune": settings.fine_tune,
