@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# glibc's <malloc.h>: M_TRIM_THRESHOLD and M_MMAP_MAX.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+from tasks.vision.memory import keep_freed_memory
 
 
 def start(seed: int) -> torch.device:
@@ -23,7 +20,7 @@ def start(seed: int) -> torch.device:
     The device is the GPU where there is one; hide it with `CUDA_VISIBLE_DEVICES=`. Under
     `torchrun` it is this process's own.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -55,16 +52,3 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
         return tensor
     # Only pinned memory is copied while the GPU goes on computing.
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from handing activations back to the system at every batch.
-
-    By default it maps and unmaps each large tensor, which costs more than computing it: see
-    mallopt(3). The process keeps its peak instead of its mean.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            libc.mallopt(_MMAP_MAX, 0)
-            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
