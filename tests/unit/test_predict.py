@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tasks import predict
 from tasks.drift import FactsFile
 from tasks.gate import facts, frames
+from tasks.gate.history import last_accepted
 from tasks.gate.store import MANIFEST
 from tasks.serving import Session
 from tasks.vision.errors import RefitError
@@ -243,7 +244,11 @@ def test_facts_are_the_manifests_and_feed_the_drift_check(model: Path, folder: P
     np.testing.assert_array_equal(table["confidence"].to_numpy(), probabilities.max(1))
     darker = table.set_column(4, "sha256", pa.array(["x", "y", "z"]))
     darker = darker.set_column(12, "mean", pa.array([1.0, 2.0, 3.0]))
-    drift = frames.drift_frame(table.drop_columns("confidence"), darker)
+    trained_on = folder / "facts" / "manifest.parquet"
+    splits = pa.array(["train", "val", "test"])  # an accepted picture always has one
+    place = darker.schema.get_field_index("split")
+    pq.write_table(darker.set_column(place, "split", splits), trained_on)
+    drift = frames.drift_frame(table, last_accepted(trained_on))
     assert drift.loc["mean", "statistic"] == 1.0
     assert drift.loc["width", "statistic"] == 0.0
 
