@@ -28,7 +28,7 @@ def test_resnet50_and_vgg16_train_from_files(tmp_path: Path) -> None:
 
     def production_set(params: dict[str, Any]) -> None:
         params["candidates"] = {arch: weight_file(project.root, arch) for arch in ARCHITECTURES}
-        params["head"]["flip"] = False
+        params["head"]["views"] = 1
         params["validate"]["min_per_class"] = 5
         params["validate"]["checks"]["min_per_class_and_split"] = "warn"
 
@@ -40,5 +40,4 @@ def test_resnet50_and_vgg16_train_from_files(tmp_path: Path) -> None:
         validation = json.loads(project.path(f"data/models/{arch}/validation.json").read_text())
         sha256 = sha256_file(project.path(f"{arch}.pth"))
         assert validation["initialised_from"] == f"file:{sha256[:12]}"
-        # Pretrained, so only the last block may move.
     assert project.path("data/best/model.onnx").exists()

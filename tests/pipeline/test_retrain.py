@@ -102,7 +102,7 @@ def test_registered_model_is_the_exported_one(trained: Trained) -> None:
     batch = np.stack([images.read_picture(path) for path in pictures])
     served = mlflow.pyfunc.load_model("models:/refit@champion").predict(batch)
     expected, _ = session.predict(list(batch))
-    np.testing.assert_allclose(served["probabilities"], expected, atol=1e-6)
+    np.testing.assert_allclose(served[session.class_names], expected, atol=1e-6)
 
 
 def test_predict_agrees_with_the_evaluation(trained: Trained) -> None:
