@@ -98,13 +98,15 @@ def amount(finding: Finding) -> str:
 
 
 def thumbnails(findings: list[Finding], root: Path) -> dict[str, str]:
-    """Return path -> data URI of those offenders that are pictures."""
+    """Return path -> data URI of those offenders that are pictures.
+
+    Never of files that were found not to decode: they may be links to elsewhere, or hang a decoder.
+    """
     shots: dict[str, str] = {}
     for finding in findings:
-        if finding.check.table in ("files", "pictures"):
+        if finding.check.table in ("files", "pictures") and finding.check.name != "decodable":
             for path in finding.offenders.keys() - shots.keys():
-                # What does not decode has no picture to show.
-                with suppress(PictureError):
+                with suppress(PictureError):  # gone or changed since it was read
                     shots[path] = thumbnail(root / path)
     return shots
 

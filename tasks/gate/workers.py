@@ -113,7 +113,7 @@ def _work(pipe: Connection, job: Job) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     keep_freed_memory()
-    known = sqlite3.connect(f"file:{job.known}?mode=ro", uri=True, timeout=60)
+    known = sqlite3.connect(f"{job.known.resolve().as_uri()}?mode=ro", uri=True, timeout=60)
     pipe.send(READY)
     try:
         while paths := pipe.recv():
