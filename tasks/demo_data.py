@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tasks import files, program
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 IMAGES = 500  # so that two candidates on two cores stay well under five minutes
@@ -70,7 +71,7 @@ def main() -> None:
     for name in sorted(there - wanted.keys()):
         (files.RAW / name).unlink()
     for name in program.progress(sorted(wanted.keys() - there), "demo pictures", "picture"):
-        with files.replacing(files.RAW / name) as temporary:
+        with replacing(files.RAW / name) as temporary:
             shutil.copyfile(wanted[name], temporary)
     print(
         ", ".join(f"{len(paths)} {label}" for label, paths in chosen.items()),

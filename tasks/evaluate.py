@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks import files, models, packed, params, program
-from tasks.vision import device, metrics
+from tasks.vision import calibration, device, metrics, slices
+from tasks.vision.atomic import replacing
 from tasks.vision.inference import predict_logits
 
 PER_CLASS = ("precision", "recall", "f1", "support")
@@ -106,19 +107,19 @@ def main() -> None:
         split: logits_of(name, pictures, classifier, spec, settings.evaluate.batch_size)
         for split, pictures in splits.items()
     }
-    temperature = metrics.fit_temperature(logits["val"].numpy(), splits["val"].labels)
+    temperature = calibration.fit_temperature(logits["val"].numpy(), splits["val"].labels)
     report, tables, per_class = {}, [], []
     for split, pictures in splits.items():
         probabilities = (logits[split] / temperature).softmax(1).numpy()
         scores, rows = score_split(pictures.labels, probabilities, spec.classes)
-        before = metrics.ece(pictures.labels, logits[split].softmax(1).numpy())
+        before = calibration.ece(pictures.labels, logits[split].softmax(1).numpy())
         report[split] = {**scores, "ece_uncalibrated": before}
         tables.append(predictions(split, pictures, spec.classes, probabilities))
         per_class += [(split, *row) for row in rows]
     columns = slice_columns(splits["test"], spec.classes)
     best = logits["test"].argmax(1).numpy()
-    slices = metrics.slices(splits["test"].labels, best, columns)
-    write_reports(name, report, pa.concat_tables(tables), per_class, slices)
+    weak = slices.score_slices(splits["test"].labels, best, columns)
+    write_reports(name, report, pa.concat_tables(tables), per_class, weak)
     files.write_json(
         checkpoint.with_name("validation.json"),
         {
@@ -142,15 +143,15 @@ def write_reports(
     report: dict[str, Any],
     table: pa.Table,
     per_class: list[tuple[Any, ...]],
-    slices: list[dict[str, Any]],
+    weak: list[dict[str, Any]],
 ) -> None:
     """Write a candidate's files under `data/reports/<name>/`."""
     folder = files.REPORTS / name
     files.write_json(folder / "metrics.json", report)
-    with files.replacing(folder / "predictions.parquet") as temporary:
+    with replacing(folder / "predictions.parquet") as temporary:
         pq.write_table(table, temporary)
     files.write_text(folder / "per_class.csv", csv_text(("split", "class", *PER_CLASS), per_class))
-    rows = [tuple(row[column] for column in SLICE) for row in slices]
+    rows = [tuple(row[column] for column in SLICE) for row in weak]
     files.write_text(folder / "slices.csv", csv_text(SLICE, rows))
     test = [row for row in table.to_pylist() if row["split"] == "test"]
     files.write_text(

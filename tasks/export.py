@@ -14,6 +14,7 @@ from torch import nn
 
 from tasks import card, files, models, packed, params, program, results, serving
 from tasks.vision import device, metrics, onnx_graph
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 from tasks.vision.inference import predict_logits
 
@@ -142,7 +143,7 @@ def main() -> None:
     )
     tolerance = settings.export.max_probability_difference
     classifier.cpu()
-    with files.replacing(files.BEST / "model.onnx") as temporary:
+    with replacing(files.BEST / "model.onnx") as temporary:
         onnx_graph.export(
             classifier,
             spec.preprocess,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tasks import files
 from tasks.fingerprint import fingerprint
 from tasks.packed import Pictures
+from tasks.vision.atomic import replacing
 
 PART = 4096  # pictures
 
@@ -70,5 +71,5 @@ def features_of(
 
 def _store(folder: Path, hashes: list[str], vectors: NDArray[np.float32]) -> None:
     shard = folder / f"{fingerprint(hashes)}.npz"
-    with files.replacing(shard) as temporary, temporary.open("wb") as file:
+    with replacing(shard) as temporary, temporary.open("wb") as file:
         np.savez(file, sha256=np.array(hashes), features=vectors)

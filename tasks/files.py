@@ -1,14 +1,13 @@
-"""Where every file of the project lies, and how one is written: whole or not at all."""
+"""Where every file of the project lies, and how text and JSON are written and read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tasks.vision.atomic import replacing
 
 RAW = Path("data/raw")
 MANIFEST = Path("data/manifest.parquet")
@@ -21,22 +20,6 @@ REPORTS = Path("data/reports")
 VALIDATION = REPORTS / "validation"
 SUMMARY = REPORTS / "summary.json"
 BEST = Path("data/best")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block succeeds.
-
-    A reader sees the old file or the new one, never half of it; a block that raises leaves
-    the old file and nothing else.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

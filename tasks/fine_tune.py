@@ -8,7 +8,7 @@ from tasks import files, models, packed, params, program, training
 from tasks.packed import Pictures
 from tasks.vision import checkpoints, device, fine_tuning, inference, parallel, unfreezing
 from tasks.vision.backbones import Classifier
-from tasks.vision.metrics import f1_macro
+from tasks.vision.confusion import f1_macro
 from tasks.vision.unfreezing import Unfreezing
 
 MEBIBYTE = 1 << 20

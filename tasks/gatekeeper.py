@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.params import Register
-from tasks.vision import metrics
+from tasks.vision import calibration, comparison, metrics
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 MAX_P = 0.025  # one-sided, as the bootstrap's lower 95 % bound is
@@ -96,8 +96,8 @@ def decide(
         return Decision("PROMOTE", ["the first model: there is no champion"], figures)
     figures["champion"] = _figures(true, champion, names)
     pair = (true, _predicted(champion, names), _predicted(challenger, names), len(names))
-    gain, low, high = metrics.paired_bootstrap_gain(*pair)
-    chance = metrics.paired_permutation_p(*pair)
+    gain, low, high = comparison.paired_bootstrap_gain(*pair)
+    chance = comparison.paired_permutation_p(*pair)
     figures["gain"] = {"f1_macro": gain, "low": low, "high": high, "p": chance}
     words = (
         f"macro F1 {gain:+.4f} against the champion "
@@ -158,7 +158,7 @@ def _broken_limits(
     error = figures["challenger"]["ece"]
     if error > limits.max_ece:
         # With few pictures a perfectly calibrated model's error is far from 0, too.
-        chance = metrics.calibrated_ece_bound(_spread(model, names))
+        chance = calibration.calibrated_ece_bound(_spread(model, names))
         figures["challenger"]["ece_by_chance"] = chance
         # Both are multiples of the same small steps: equal ones may differ in their last digits.
         if error > chance + 1e-6:

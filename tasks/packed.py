@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks import files
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 INDEX = "index.parquet"
@@ -113,7 +114,7 @@ def write_index(
             "row": pa.array([row for _, row in found], pa.int64()),
         }
     )
-    with files.replacing(folder / INDEX) as temporary:
+    with replacing(folder / INDEX) as temporary:
         pq.write_table(table, temporary)
     used = {folder / shard for shard, _ in found}
     for path in set(folder.rglob("*.npy")) - used:

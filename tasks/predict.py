@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import numpy.typing as npt
 
-from tasks import files
 from tasks.program import progress, run
 from tasks.serving import Provider, Session
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import PictureError, RefitError
 from tasks.vision.images import SUFFIXES, read_picture
 
@@ -186,7 +186,7 @@ def predict(arguments: argparse.Namespace) -> None:
         paths = progress(paths, "predict", "picture")
     reader = Reader()
     show = printer(arguments, session.class_names)
-    with files.replacing(arguments.facts) if arguments.facts else nullcontext() as temporary:
+    with replacing(arguments.facts) if arguments.facts else nullcontext() as temporary:
         facts = _facts_file(temporary)
         for group in grouped(reader.read(paths), arguments.batch):
             probabilities, _ = session.predict([picture for _, picture in group])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tasks import files, packed, params, program
 from tasks.fingerprint import fingerprint
 from tasks.vision import images, preprocess
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import PictureError, RefitError
 
 PICTURES_A_SHARD = 1024  # 200 MB at 256 pixels: large enough to read fast, small enough to push
@@ -37,7 +38,7 @@ def shrink(path: Path, side: int, max_pixels: int) -> NDArray[np.uint8]:
 def write_shard(folder: Path, key: str, pixels: Iterator[NDArray[np.uint8]], ids: list[str]) -> str:
     """Write one shard, picture by picture, and return its name under `folder`."""
     name = f"{key}/{fingerprint(ids)}.npy"
-    with files.replacing(folder / name) as temporary:
+    with replacing(folder / name) as temporary:
         first = next(pixels)
         shard = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.uint8, shape=(len(ids), *first.shape)

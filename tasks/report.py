@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tasks import advice, drawing, files, params, program, tracking
 from tasks.curves import read_curve
 from tasks.gate.page import thumbnail
-from tasks.vision import metrics
+from tasks.vision import calibration
 from tasks.vision.errors import PictureError, RefitError
 
 PAGE = files.REPORTS / "report.html"
@@ -121,7 +121,7 @@ def view() -> dict[str, Any]:
     table = predictions(best)
     test = table[table["split"] == "test"]
     true = test["true"].map({name: i for i, name in enumerate(classes)}).to_numpy()
-    bins = metrics.reliability(true, np.stack(list(test["probabilities"])))
+    bins = calibration.reliability(true, np.stack(list(test["probabilities"])))
     mistakes = test[test["true"] != test["predicted"]].sort_values("confidence", ascending=False)
     suspected = suspects(table, classes)
     reports = files.REPORTS / best

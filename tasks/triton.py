@@ -15,6 +15,7 @@ from pathlib import Path
 from tasks import files, program
 from tasks.predict import model_file
 from tasks.serving import Session
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
@@ -71,7 +72,7 @@ def write(model: Path, repository: Path, name: str, version: int, max_batch: int
         raise RefitError(f"model name {name!r} may hold only letters, digits, '_', '-' and '.'")
     session = Session(model, "cpu")
     folder = repository / name
-    with files.replacing(folder / str(version) / "model.onnx") as temporary:
+    with replacing(folder / str(version) / "model.onnx") as temporary:
         shutil.copyfile(model, temporary)
     labels = [" ".join(label.splitlines()) for label in session.class_names]
     files.write_text(folder / "labels.txt", "".join(f"{label}\n" for label in labels))

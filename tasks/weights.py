@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from tasks import files, params, program
 from tasks.vision import checkpoints
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def fetch(
     digest = hashlib.sha256()
     try:
         with (
-            files.replacing(destination) as temporary,
+            replacing(destination) as temporary,
             requests.get(url, stream=True, timeout=(connect_seconds, read_seconds)) as response,
         ):
             response.raise_for_status()

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks import files
 from tasks.split import SPLITS
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 ROWS = 65536  # that are packed and read together
@@ -58,7 +58,7 @@ def last_accepted(path: Path) -> Accepted | None:
 def write_manifest(manifest: pa.Table, path: Path) -> None:
     """Write the manifest; equal tables give equal bytes."""
     few = ["label", "split", "mode", "format", "orientation", "decodable", "message"]
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         # A dictionary of what repeats; of hashes it would only be a second copy.
         pq.write_table(
             manifest, temporary, row_group_size=ROWS, use_dictionary=few, compression="zstd"

@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import __version__ as pillow_version
 
-from tasks import files, program
+from tasks import program
 from tasks.fingerprint import fingerprint
 from tasks.gate import facts, layout, workers
 from tasks.gate.facts import Facts
 from tasks.gate.workers import Reading
 from tasks.vision import duplicates, images
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 FOLDER = Path("data/facts")
@@ -153,7 +154,7 @@ def _last(path: Path, version: str) -> pa.Table:
 
 def _save(path: Path, seen: pa.Table, version: str) -> None:
     seen = seen.select(KNOWN.names).replace_schema_metadata({"version": version})
-    with files.replacing(path) as temporary, pa.ipc.new_file(temporary, seen.schema) as writer:
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, seen.schema) as writer:
         writer.write_table(seen)
 
 

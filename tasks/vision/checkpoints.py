@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 if TYPE_CHECKING:
@@ -32,13 +32,8 @@ def save(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, st
 
     tensors = {name: state_dict[name].detach().cpu().contiguous() for name in sorted(state_dict)}
     content = _with_metadata(safetensors.torch.save(tensors), metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.vision.metrics import accuracy, f1_macro
+from tasks.vision.confusion import accuracy, f1_macro
 from tasks.vision.parallel import Processes
 from tasks.vision.recipes import Metric, Recipe
 from tasks.vision.resume import SECONDS, Checkpoint, postponed_signals

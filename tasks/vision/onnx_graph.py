@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 from tasks.vision.preprocess import HALF, Preprocess, centre_crop, normalise, resize_square
 
@@ -257,14 +257,9 @@ def _write(model: ModelProto, path: Path) -> None:
     """Write and check the file under a temporary name, then let it take its place."""
     import onnx
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(temporary, full_check=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from tasks import demo_data, params, prepare, training
 from tasks.vision import (
     backbones,
+    confusion,
     device,
     fine_tuning,
     frozen,
     inference,
     loops,
-    metrics,
     unfreezing,
 )
 from tasks.vision.features import extract, view_input
@@ -130,8 +130,8 @@ def score(bench: Bench, classifier: backbones.Classifier, held: Positions) -> di
     logits = inference.predict_logits(classifier, split.pixels, len(split), bench.spec, 64)
     predicted = logits.argmax(1).cpu().numpy()
     return {
-        "accuracy": metrics.accuracy(split.labels, predicted),
-        "f1_macro": metrics.f1_macro(split.labels, predicted, int(bench.labels.max()) + 1),
+        "accuracy": confusion.accuracy(split.labels, predicted),
+        "f1_macro": confusion.f1_macro(split.labels, predicted, int(bench.labels.max()) + 1),
     }
 
 

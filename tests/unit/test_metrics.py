@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 from sklearn import metrics as sk
 
-from tasks.vision import metrics
+from tasks.vision import calibration, comparison, confusion, metrics, slices
 from tasks.vision.errors import RefitError
 
 CALM = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], dtype=np.float32)
@@ -59,7 +59,7 @@ def test_headline_figures_equal_scikit_learn(classes: int) -> None:
     if classes > 5:
         for k in (3, 5):
             expected[f"top_{k}_accuracy"] = sk.top_k_accuracy_score(true, exact, k=k)
-    expected["ece"] = metrics.ece(true, probabilities)
+    expected["ece"] = calibration.ece(true, probabilities)
     tables = {"count", "confusion", "per_class"}
     assert {key: v for key, v in result.items() if key not in tables} == pytest.approx(expected)
     assert result["confusion"] == sk.confusion_matrix(true, predicted).tolist()
@@ -143,15 +143,14 @@ def test_f1_macro_and_accuracy_equal_scikit_learn(dtype: type) -> None:
     for classes in (2, 5, 40):  # with 40 classes and 30 pictures many are absent
         true, predicted = generator.integers(0, classes, (2, 30)).astype(dtype)
         expected = sk.f1_score(true, predicted, average="macro", zero_division=0)
-        assert metrics.f1_macro(true, predicted, classes) == pytest.approx(expected, abs=1e-12)
-        assert metrics.accuracy(true, predicted) == sk.accuracy_score(true, predicted)
+        assert confusion.f1_macro(true, predicted, classes) == pytest.approx(expected, abs=1e-12)
+        assert confusion.accuracy(true, predicted) == sk.accuracy_score(true, predicted)
 
 
 def test_what_the_training_loop_calls_imports_no_scikit_learn() -> None:
     program = (
-        "import sys, numpy as np; from tasks.vision import metrics as m; y = np.array([0, 1]);"
-        "m.f1_macro(y, y, 2); m.accuracy(y, y); m.ece(y, np.eye(2));"
-        "m.paired_bootstrap_gain(y, y, y, 2); sys.exit('sklearn' in sys.modules)"
+        "import sys, numpy as np; from tasks.vision import confusion as m; y = np.array([0, 1]);"
+        "m.f1_macro(y, y, 2); m.accuracy(y, y); sys.exit('sklearn' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -160,7 +159,7 @@ def test_ece_and_reliability_by_hand() -> None:
     confidence = np.array([0.55, 0.58, 0.95, 0.95, 0.95, 1.0], dtype=np.float64)
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     true = np.array([0, 1, 0, 0, 1, 0])
-    rows = metrics.reliability(true, probabilities, bins=10)
+    rows = calibration.reliability(true, probabilities, bins=10)
     assert [(row["low"], row["high"], row["count"]) for row in rows] == [
         (pytest.approx(0.5), pytest.approx(0.6), 2),
         (pytest.approx(0.9), 1.0, 4),
@@ -168,11 +167,11 @@ def test_ece_and_reliability_by_hand() -> None:
     assert [row["confidence"] for row in rows] == pytest.approx([0.565, 0.9625])
     assert [row["accuracy"] for row in rows] == pytest.approx([0.5, 0.75])
     expected = (2 * 0.065 + 4 * 0.2125) / 6
-    assert metrics.ece(true, probabilities, bins=10) == pytest.approx(expected)
+    assert calibration.ece(true, probabilities, bins=10) == pytest.approx(expected)
 
 
 def test_bins_are_closed_above() -> None:
-    rows = metrics.reliability(np.array([0]), np.array([[0.75, 0.25]]), bins=4)
+    rows = calibration.reliability(np.array([0]), np.array([[0.75, 0.25]]), bins=4)
     assert (rows[0]["low"], rows[0]["high"]) == (0.5, 0.75)
 
 
@@ -180,9 +179,9 @@ def test_ece_is_small_for_a_calibrated_model_and_large_for_a_boaster() -> None:
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([1, 1, 1], size=20_000)
     true = (generator.random((20_000, 1)) > probabilities.cumsum(1)).sum(1)
-    assert metrics.ece(true, probabilities) < 0.02
+    assert calibration.ece(true, probabilities) < 0.02
     boaster = softmax(3 * np.log(probabilities), axis=1)
-    assert metrics.ece(true, boaster) > 0.15
+    assert calibration.ece(true, boaster) > 0.15
 
 
 def test_intervals_equal_a_bootstrap_of_the_pictures_themselves() -> None:
@@ -194,7 +193,7 @@ def test_intervals_equal_a_bootstrap_of_the_pictures_themselves() -> None:
     for _ in range(2000):
         rows = generator.integers(0, 150, 150)
         sample = true[rows], predicted[rows]
-        drawn.append((metrics.accuracy(*sample), metrics.f1_macro(*sample, 3)))
+        drawn.append((confusion.accuracy(*sample), confusion.f1_macro(*sample, 3)))
     expected = np.quantile(drawn, [0.025, 0.975], axis=0).T
     found = [result["intervals"]["accuracy"], result["intervals"]["f1_macro"]]
     np.testing.assert_allclose(found, expected, atol=0.015)  # an interval is about 0.14 wide
@@ -265,15 +264,15 @@ def test_score_refuses_bad_input(
 def test_the_other_functions_refuse_bad_input_too() -> None:
     one, two, none = np.array([0]), np.array([0, 1]), np.zeros(0, int)
     for call in (
-        lambda: metrics.accuracy(none, none),
-        lambda: metrics.accuracy(one, two),
-        lambda: metrics.f1_macro(two, np.array([0, 2]), 2),
-        lambda: metrics.ece(two, np.full((2, 2), np.nan)),
-        lambda: metrics.fit_temperature(np.full((2, 2), np.inf), two),
-        lambda: metrics.fit_temperature(np.zeros((0, 2)), none),
-        lambda: metrics.paired_bootstrap_gain(two, two, one, 2),
-        lambda: metrics.slices(two, two, {"size": np.array([1.0, np.nan])}),
-        lambda: metrics.slices(two, two, {"size": np.array([1.0])}),
+        lambda: confusion.accuracy(none, none),
+        lambda: confusion.accuracy(one, two),
+        lambda: confusion.f1_macro(two, np.array([0, 2]), 2),
+        lambda: calibration.ece(two, np.full((2, 2), np.nan)),
+        lambda: calibration.fit_temperature(np.full((2, 2), np.inf), two),
+        lambda: calibration.fit_temperature(np.zeros((0, 2)), none),
+        lambda: comparison.paired_bootstrap_gain(two, two, one, 2),
+        lambda: slices.score_slices(two, two, {"size": np.array([1.0, np.nan])}),
+        lambda: slices.score_slices(two, two, {"size": np.array([1.0])}),
     ):
         with pytest.raises(RefitError):
             call()
@@ -297,7 +296,7 @@ def test_fit_temperature_finds_the_one_that_made_the_logits(temperature: float) 
     calibrated = generator.normal(scale=2, size=(20_000, 4))
     chances = softmax(calibrated, axis=1)
     true = (generator.random((20_000, 1)) > chances.cumsum(1)).sum(1)
-    found = metrics.fit_temperature(calibrated * temperature, true)
+    found = calibration.fit_temperature(calibrated * temperature, true)
     assert found == pytest.approx(temperature, rel=0.04)
     # No temperature of a grid does better than the one found.
     least = min(log_loss(calibrated * temperature, true, t) for t in np.geomspace(0.3, 4, 60))
@@ -309,13 +308,13 @@ def test_fit_temperature_is_never_worse_than_none_and_stays_in_bounds() -> None:
     for count, scale in ((1, 1.0), (5, 0.01), (5, 100.0), (50, 1e4), (50, 1.0)):
         logits = generator.normal(scale=scale, size=(count, 3))
         true = generator.integers(0, 3, count)
-        found = metrics.fit_temperature(logits, true)
+        found = calibration.fit_temperature(logits, true)
         assert 0.05 <= found <= 20
         assert log_loss(logits, true, found) <= log_loss(logits, true, 1.0)
 
 
 def test_fit_temperature_learns_nothing_where_there_is_no_mistake() -> None:
-    assert metrics.fit_temperature(np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([0, 1])) == 1.0
+    assert calibration.fit_temperature(np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([0, 1])) == 1.0
 
 
 def test_slices_name_the_worst_first() -> None:
@@ -324,7 +323,7 @@ def test_slices_name_the_worst_first() -> None:
     right[:50] = [0, 1] * 25  # small pictures fail half the time
     right[150:160] = 0  # a whole folder fails, but it is too small to be named
     folder = np.array(["a"] * 150 + ["b"] * 10 + ["c"] * 40)
-    rows = metrics.slices(
+    rows = slices.score_slices(
         np.ones(200, dtype=int), right, {"size": size, "folder": folder, "same": np.full(200, "x")}
     )
     assert [(row["column"], row["value"], row["count"]) for row in rows] == [
@@ -345,14 +344,14 @@ def test_slices_name_the_worst_first() -> None:
 def test_slices_keep_a_column_of_few_numbers_whole() -> None:
     true = np.zeros(60, dtype=int)
     channels = np.array([1, 3] * 30)
-    rows = metrics.slices(true, (channels == 1).astype(int), {"channels": channels})
+    rows = slices.score_slices(true, (channels == 1).astype(int), {"channels": channels})
     assert [(row["value"], row["accuracy"]) for row in rows] == [("1", 0.0), ("3", 1.0)]
 
 
 def test_slices_survive_a_number_that_fills_half_of_a_column() -> None:
     true = np.zeros(100, dtype=int)
     sharpness = np.array([0.0] * 60 + list(range(1, 41)))
-    rows = metrics.slices(true, true, {"sharpness": sharpness}, minimum=1)
+    rows = slices.score_slices(true, true, {"sharpness": sharpness}, minimum=1)
     assert {(row["value"], row["count"]) for row in rows} == {
         ("up to 0", 60),
         ("0 to 15.25", 15),
@@ -365,35 +364,35 @@ def test_gain_equals_scikit_learn_and_its_interval_a_bootstrap_of_pictures() -> 
     true = generator.integers(0, 3, 200)
     champion = np.where(generator.random(200) < 0.75, true, generator.integers(0, 3, 200))
     challenger = np.where(generator.random(200) < 0.4, true, champion)
-    gain, low, high = metrics.paired_bootstrap_gain(true, champion, challenger, 3)
+    gain, low, high = comparison.paired_bootstrap_gain(true, champion, challenger, 3)
 
     after = sk.f1_score(true, challenger, average="macro")
     assert gain == pytest.approx(after - sk.f1_score(true, champion, average="macro"))
 
     def difference(rows: np.ndarray) -> float:
-        before = metrics.f1_macro(true[rows], champion[rows], 3)
-        return metrics.f1_macro(true[rows], challenger[rows], 3) - before
+        before = confusion.f1_macro(true[rows], champion[rows], 3)
+        return confusion.f1_macro(true[rows], challenger[rows], 3) - before
 
     drawn = [difference(generator.integers(0, 200, 200)) for _ in range(1000)]
     expected = np.quantile(drawn, [0.025, 0.975])
     np.testing.assert_allclose([low, high], expected, atol=0.01)
-    again = metrics.paired_bootstrap_gain(true, champion, challenger, 3)
+    again = comparison.paired_bootstrap_gain(true, champion, challenger, 3)
     assert again == (gain, low, high)
 
 
 def test_equal_predictions_gain_exactly_nothing() -> None:
     true, probabilities = example(4)
     predicted = probabilities.argmax(1)
-    assert metrics.paired_bootstrap_gain(true, predicted, predicted, 4) == (0.0, 0.0, 0.0)
+    assert comparison.paired_bootstrap_gain(true, predicted, predicted, 4) == (0.0, 0.0, 0.0)
 
 
 def test_the_mirror_image_loses_what_the_challenger_gained() -> None:
     true, probabilities = example(3)
     champion = probabilities.argmax(1)
     challenger = np.where(np.arange(300) % 4 == 0, true, champion)
-    gain, low, high = metrics.paired_bootstrap_gain(true, champion, challenger, 3)
+    gain, low, high = comparison.paired_bootstrap_gain(true, champion, challenger, 3)
     assert low > 0
-    mirrored = metrics.paired_bootstrap_gain(true, challenger, champion, 3)
+    mirrored = comparison.paired_bootstrap_gain(true, challenger, champion, 3)
     assert mirrored == pytest.approx((-gain, -high, -low), abs=0.005)
 
 
@@ -437,7 +436,7 @@ def promoted(table: np.ndarray, retrains: int = 200) -> float:
     for seed in range(retrains):
         times = generator.multinomial(PICTURES, table.ravel() / table.sum())
         true, champion, challenger = (np.repeat(label, times) for label in labels)
-        gain = metrics.paired_bootstrap_gain(
+        gain = comparison.paired_bootstrap_gain(
             true, champion, challenger, 2, resamples=1000, seed=seed
         )
         count += gain[1] > 0
@@ -476,16 +475,16 @@ def test_five_points_of_f1_are_promoted_where_most_mistakes_are_shared(
 def test_calibrated_ece_bound_is_exceeded_by_one_calibrated_model_in_forty() -> None:
     _, probabilities = example(3, count=120)
     generator = np.random.default_rng(5)
-    bound = metrics.calibrated_ece_bound(probabilities, level=0.975)
+    bound = calibration.calibrated_ece_bound(probabilities, level=0.975)
     drawn = [
-        metrics.ece(np.array([generator.choice(3, p=row / row.sum()) for row in exact]), exact)
+        calibration.ece(np.array([generator.choice(3, p=row / row.sum()) for row in exact]), exact)
         for exact in [probabilities.astype(np.float64)] * 200
     ]
     assert 0.005 <= np.mean(np.array(drawn) > bound) <= 0.06
 
 
 def test_calibrated_ece_bound_of_sure_pictures_is_zero() -> None:
-    assert metrics.calibrated_ece_bound(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
+    assert calibration.calibrated_ece_bound(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
 
 
 @pytest.mark.parametrize("better", [3, 6])
@@ -493,15 +492,15 @@ def test_paired_permutation_p_of_one_sided_changes_is_that_of_coins(better: int)
     true = np.array([0, 1] * 50)
     champion = true.copy()
     champion[:better] = 1 - champion[:better]
-    found = metrics.paired_permutation_p(true, champion, true, 2, resamples=20_000)
+    found = comparison.paired_permutation_p(true, champion, true, 2, resamples=20_000)
     assert found == pytest.approx(0.5**better, abs=0.004)
-    assert metrics.paired_permutation_p(true, true, champion, 2) == 1
+    assert comparison.paired_permutation_p(true, true, champion, 2) == 1
 
 
 def test_paired_permutation_p_of_equal_predictions_is_one() -> None:
     true, probabilities = example(3)
     predicted = probabilities.argmax(1)
-    assert metrics.paired_permutation_p(true, predicted, predicted, 3) == 1
+    assert comparison.paired_permutation_p(true, predicted, predicted, 3) == 1
 
 
 def test_fit_temperature_does_not_follow_the_chance_of_few_pictures() -> None:
@@ -511,7 +510,7 @@ def test_fit_temperature_does_not_follow_the_chance_of_few_pictures() -> None:
         calibrated = generator.normal(scale=2, size=(60, 3))
         chances = softmax(calibrated, axis=1)
         true = (generator.random((60, 1)) > chances.cumsum(1)).sum(1)
-        fitted += metrics.fit_temperature(calibrated, true) != 1.0
+        fitted += calibration.fit_temperature(calibrated, true) != 1.0
     assert fitted <= 10
 
 
