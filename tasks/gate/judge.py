@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import files, split
-from tasks.gate import expectations, findings, frames
+from tasks.gate import expectations, findings, frames, store
 from tasks.gate.history import Accepted
 from tasks.gate.layout import Aside
 from tasks.gate.suites import Suites
 from tasks.params import Params
-from tasks.vision import duplicates
 from tasks.vision.errors import RefitError
 
 ALIKE = "alike"  # group of near duplicates, whatever groups the data names
@@ -76,18 +75,17 @@ def judge(
 
 def with_splits(table: pa.Table, settings: Params, last: Accepted | None) -> pa.Table:
     """Fill the columns group and split, and add a column `ALIKE`."""
-    distance = settings.validate_.near_duplicate_distance
-    alike = duplicates.group(table["sha256"].to_pylist(), table["phash"].to_pylist(), distance)
-    alike = groups = alike.tolist()
+    alike = store.alike(table, settings.validate_.near_duplicate_distance)
+    groups = alike.to_pylist()
     named = table["group"].to_pylist()
     if any(named):
-        groups = split.prefer_named(alike, named).tolist()
+        groups = split.prefer_named(groups, named).tolist()
     previous = None if last is None else last.splits(table["sha256"]).tolist()
     splits = split.assign(groups, settings.data.split, table["split"].to_pylist(), previous)
     for name, values in (("group", groups), ("split", splits)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, name, pa.array(values, pa.string()))
-    return table.append_column(ALIKE, pa.array(alike, pa.string()))
+    return table.append_column(ALIKE, alike)
 
 
 def class_order(manifest: pa.Table, aside: Aside) -> list[str]:

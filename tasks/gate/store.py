@@ -2,8 +2,9 @@
 
 `facts.sqlite` keeps the facts of every content ever seen, by its hash, from the moment they are
 known; `last.arrow` keeps what the last scan found at each path, so that a file whose size, time
-and inode stayed is not even read. The latter is one table, compared as a whole, because a picture
-that is not new may cost next to nothing. Losing either file costs time and nothing else.
+and inode stayed is not even read; `alike.arrow` keeps the groups of near duplicates. The latter two
+are tables, compared as a whole, because a picture that is not new may cost next to nothing. Losing
+any of them costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 FOLDER = Path("data/facts")
-FACTS, LAST = "facts.sqlite", "last.arrow"
+FACTS, LAST, ALIKE = "facts.sqlite", "last.arrow", "alike.arrow"
 # A file written in the same tick of the disk's clock as it was read could change once more without
 # showing it; 2 s is the coarsest clock in use (FAT).
 TICK_NS = 2_000_000_000
@@ -56,6 +57,7 @@ NAMES = [(name, pa.string()) for name in ("path", "label", "split", "group")]
 FOUND = pa.schema([*NAMES, *IDENTITY.items()])
 READ = [("read_ns", pa.int64()), ("sha256", pa.string()), *FACT_TYPES.items()]
 KNOWN = pa.schema([NAMES[0], *IDENTITY.items(), *READ])
+GROUPS = pa.schema([("sha256", pa.string()), ("group", pa.string())])
 MANIFEST = pa.schema([*NAMES, ("sha256", pa.string()), ("bytes", pa.int64()), *FACT_TYPES.items()])
 
 
@@ -111,7 +113,7 @@ def scan(
     folder.mkdir(parents=True, exist_ok=True)
     version = fingerprint(max_pixels, pillow_version, sources=(facts, images, duplicates))
     found = pa.Table.from_batches(_batches(pictures, FOUND), FOUND).sort_by("path")
-    last = _last(folder / LAST, version)
+    last = _mapped(folder / LAST, KNOWN, version)
     place = _unchanged(found, last)
     new = found["path"].filter(pc.is_null(place)).combine_chunks()
     job = workers.Job(root, folder / FACTS, max_pixels, timeout)
@@ -126,7 +128,7 @@ def scan(
     arrived = pc.add(pc.index_in(found["path"], value_set=fresh["path"]), len(last))
     seen = _join(found, pa.concat_tables([last, fresh]), pc.coalesce(place, arrived))
     if len(new):
-        _save(folder / LAST, seen, version)
+        _save(folder / LAST, seen.select(KNOWN.names), version)
     return Scan(Work(len(found), len(fresh), decoded), *_judged(seen, failed))
 
 
@@ -139,23 +141,51 @@ def _batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.
         yield pa.record_batch(arrays, schema=schema)
 
 
-def _last(path: Path, version: str) -> pa.Table:
-    """Return what the last scan saw; nothing if there is none of this version of the code.
+def alike(pictures: pa.Table, distance: int, folder: Path = FOLDER) -> pa.Array:
+    """Return the group of near duplicates of each picture; only new ones are compared with all.
+
+    A group that lost a picture is formed anew: what joined the others may be gone.
+
+    Args:
+        pictures: with the columns sha256 and phash.
+        distance: see `tasks.vision.duplicates.group`.
+        folder: where the groups are kept.
+    """
+    version = fingerprint(distance, sources=(duplicates,))
+    last = _mapped(folder / ALIKE, GROUPS, version)
+    gone = pc.invert(pc.is_in(last["sha256"], value_set=pictures["sha256"]))
+    broken = pc.is_in(last["group"], value_set=last["group"].filter(gone))
+    last = last.filter(pc.invert(broken))
+    place = pc.index_in(pictures["sha256"], value_set=last["sha256"])
+    # A group is named by one of its pictures.
+    first = pc.index_in(last["group"].take(place), value_set=pictures["sha256"])
+    changed = first.null_count > 0 or pc.any(gone).as_py()
+    del last, gone, broken, place
+    sha256, phash = pictures["sha256"].to_pylist(), pictures["phash"].to_pylist()
+    known = ["" if row is None else sha256[row] for row in first.to_pylist()]
+    groups = pa.array(duplicates.group(sha256, phash, distance, known), pa.string())
+    if changed:
+        _save(folder / ALIKE, pa.table([pictures["sha256"], groups], schema=GROUPS), version)
+    return groups
+
+
+def _mapped(path: Path, schema: pa.Schema, version: str) -> pa.Table:
+    """Return a table saved by this version of the code; an empty one if there is none.
 
     The file is mapped and not read, so that what is not looked at takes no memory.
     """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException):
-        return KNOWN.empty_table()
+        return schema.empty_table()
     stored = (table.schema.metadata or {}).get(b"version", b"").decode()
-    return table.replace_schema_metadata(None) if stored == version else KNOWN.empty_table()
+    return table.replace_schema_metadata(None) if stored == version else schema.empty_table()
 
 
-def _save(path: Path, seen: pa.Table, version: str) -> None:
-    seen = seen.select(KNOWN.names).replace_schema_metadata({"version": version})
-    with replacing(path) as temporary, pa.ipc.new_file(temporary, seen.schema) as writer:
-        writer.write_table(seen)
+def _save(path: Path, table: pa.Table, version: str) -> None:
+    table = table.replace_schema_metadata({"version": version})
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _unchanged(found: pa.Table, last: pa.Table) -> pa.Array:

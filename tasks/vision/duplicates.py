@@ -30,6 +30,7 @@ PARTNERS = 4
 
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
 
 
 def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> str:
@@ -57,7 +58,12 @@ def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def group(sha256: Sequence[str], phash: Sequence[str], distance: int) -> npt.NDArray[np.object_]:
+def group(
+    sha256: Sequence[str],
+    phash: Sequence[str],
+    distance: int,
+    known: Sequence[str] | None = None,
+) -> npt.NDArray[np.object_]:
     """Name the duplicate group of each picture.
 
     Pictures of equal content, or whose hashes differ in at most `distance` bits, are in one group,
@@ -68,6 +74,8 @@ def group(sha256: Sequence[str], phash: Sequence[str], distance: int) -> npt.NDA
         sha256: hex digest of each file's bytes.
         phash: what `perceptual_hash` returned for each, in the same order.
         distance: bits, 0..255.
+        known: what an earlier call with this distance returned for each, "" for a picture that it
+            did not have, or whose group has lost a picture since: only those are compared.
 
     Returns:
         [N] of str: the smallest sha256 of each picture's group. Does not depend on the order.
@@ -82,7 +90,15 @@ def group(sha256: Sequence[str], phash: Sequence[str], distance: int) -> npt.NDA
         digits = "".join(text for text in phash if text)
         words = np.frombuffer(bytes.fromhex(digits), dtype=np.uint64).reshape(-1, BITS // 64)
         unique, which = np.unique(words, axis=0, return_inverse=True)
-        look = _components(unique, distance)[which.reshape(-1)]
+        node = np.zeros(len(names), np.int64)
+        node[member[hashed]] = which = which.reshape(-1)
+        fresh, former = np.ones(len(unique), dtype=bool), np.arange(len(unique))
+        if known is not None:
+            had = hashed & np.array([bool(text) for text in known], dtype=bool)
+            namesake = np.searchsorted(names, np.array(known, dtype=np.bytes_)[had])
+            fresh[node[member[had]]] = False
+            former = _joined(former, node[member[had]], node[namesake])
+        look = _components(unique, distance, former, fresh)[which]
         # Files of equal content meet in `names`, files of equal looks in the nodes behind them.
         nodes = len(names) + len(unique)
         label = _joined(np.arange(nodes), member[hashed], len(names) + look)[: len(names)]
@@ -91,7 +107,7 @@ def group(sha256: Sequence[str], phash: Sequence[str], distance: int) -> npt.NDA
     return np.array(sha256, dtype=np.object_)[first[smallest[label]][member]]
 
 
-def _components(words: Words, distance: int) -> Integers:
+def _components(words: Words, distance: int, label: Integers, fresh: Flags) -> Integers:
     """Label distinct hashes by connected component of "at most `distance` bits apart".
 
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): cut into distance // 2 + 1 bands,
@@ -102,49 +118,71 @@ def _components(words: Words, distance: int) -> Integers:
     Args:
         words: uint64 [N, 4], distinct rows.
         distance: bits.
+        label: int64 [N], equal where rows are known to be joined.
+        fresh: bool [N], the rows to compare with all.
 
     Returns:
         int64 [N].
     """
-    bits = np.unpackbits(words.view(np.uint8), axis=1)
     bands = max(MIN_BANDS, distance // 2 + 1)
-    label = np.arange(len(words))
     for band in range(bands):
         # Every band takes bits of all frequencies: low ones alone are equal in too many pictures.
-        mine = bits[:, band::bands]
-        key = mine @ (np.uint64(1) << np.arange(mine.shape[1], dtype=np.uint64))
+        key, width = _keys(words, band, bands)
         # A few partners for each row first: what they join need not be listed in full.
+        listing = fresh
         for limit in (PARTNERS, len(words)):
-            for first, second in _candidates(key, label, mine.shape[1], limit):
+            more = np.zeros(len(words), dtype=bool)
+            for first, second in _candidates(key, label, width, limit, listing, more):
                 label = _join_close(words, label, first, second, distance)
+            listing = more
     return label
 
 
+def _keys(words: Words, band: int, bands: int) -> tuple[Words, int]:
+    """Return the bits of a band as one number a row, uint64 [N], and how many they are."""
+    weights = np.uint64(1) << np.arange(len(range(band, BITS, bands)), dtype=np.uint64)
+    keys = np.empty(len(words), np.uint64)
+    for start in range(0, len(words), CHUNK >> 4):  # unpacked they take a byte a bit
+        part = slice(start, start + (CHUNK >> 4))
+        keys[part] = np.unpackbits(words[part].view(np.uint8), axis=1)[:, band::bands] @ weights
+    return keys, len(weights)
+
+
 def _candidates(
-    key: Words, label: Integers, width: int, limit: int
+    key: Words, label: Integers, width: int, limit: int, listing: Flags, more: Flags
 ) -> Iterator[tuple[Integers, Integers]]:
     """Yield pairs of rows of different labels whose keys differ in at most one of `width` bits.
 
     Sorted by key and label, the rows that a row must be compared with are those of one key, less
     the run of its own label: two ranges, of which at most `limit` rows each are taken.
+
+    Args:
+        key: uint64 [N], of one band.
+        label: int64 [N].
+        width: bits of a key.
+        limit: rows.
+        listing: bool [N], the rows whose partners are listed.
+        more: bool [N], set where a row has more partners than `limit`.
     """
     half = np.uint64(32)
     code = key << half | label.astype(np.uint64)
     order = np.argsort(code, kind="stable")
     code = code[order]
+    rows = np.flatnonzero(listing[order])
     for flip in (0, *(1 << bit for bit in range(width))):
-        target = code ^ np.uint64(flip) << half  # the other key, the own label
-        row = np.flatnonzero(target >= code)  # of a pair, the row of the smaller key lists it
-        target = target[row]
+        row, target = rows, code[rows] ^ np.uint64(flip) << half  # the other key, the own label
+        if len(rows) == len(code):  # of a pair, the row of the smaller key lists it
+            row, target = row[target >= code], target[target >= code]
         other = target >> half << half
         start = np.searchsorted(code, other)
         end = np.searchsorted(code, other + (np.uint64(1) << half))
         met = start < end
         row, target, start, end = row[met], target[met], start[met], end[met]
         after = np.searchsorted(code, target, side="right")
+        before = np.searchsorted(code, target)
+        more[order[row[np.maximum(end - after, before - start) > limit]]] = True
         yield from _listed(order, row, after, np.minimum(end, after + limit))
-        if flip:
-            before = np.searchsorted(code, target)
+        if flip or len(rows) < len(code):
             yield from _listed(order, row, start, np.minimum(before, start + limit))
 
 

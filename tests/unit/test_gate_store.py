@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageFilter
 
@@ -260,3 +261,66 @@ def test_an_interrupted_scan_keeps_what_it_had_done(
         with pytest.raises(KeyboardInterrupt):
             scan(root)
     assert scan(root)[0] == Work(30, 30, 10)
+
+
+def chain(links: int, apart: int = 20) -> tuple[list[str], list[str]]:
+    """Return hashes of pictures of which each is a near duplicate of the next one only."""
+    bits = np.random.default_rng(1).integers(0, 2, 256, dtype=np.uint8)
+    phash = []
+    for link in range(links):
+        phash.append(np.packbits(bits).tobytes().hex())
+        bits[link * apart : (link + 1) * apart] ^= 1
+    return [hashlib.sha256(bytes([n])).hexdigest() for n in range(links)], phash
+
+
+def test_groups_of_old_pictures_are_kept_and_those_that_lost_one_are_formed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, phash = chain(9)
+    others = np.random.default_rng(2).integers(0, 256, (20, 32), dtype=np.uint8)
+    sha256 += [hashlib.sha256(row.tobytes()).hexdigest() for row in others]
+    phash += [row.tobytes().hex() for row in others]
+    compared: list[int] = []
+    real = duplicates.group
+
+    def counted(a: list[str], b: list[str], distance: int, known: list[str]) -> object:
+        compared.append(known.count(""))
+        return real(a, b, distance, known)
+
+    monkeypatch.setattr(duplicates, "group", counted)
+
+    def groups(rows: list[int]) -> int:
+        """Return how many groups the chain makes, after the stored way equalled the plain one."""
+        hashes = [sha256[row] for row in rows], [phash[row] for row in rows]
+        found = store.alike(pa.table(hashes, names=["sha256", "phash"]), 24, tmp_path).to_pylist()
+        assert found == real(*hashes, 24).tolist()
+        return len({group for row, group in zip(rows, found, strict=True) if row < 9})
+
+    whole = list(range(29))
+    assert groups([row for row in whole if row != 4]) == 2
+    assert groups(whole) == 1  # a new picture joins two groups
+    assert groups(whole) == 1
+    assert groups([row for row in whole if row != 6]) == 2  # and one that goes parts them
+    assert groups([row for row in whole if row not in (6, 28)]) == 2
+    assert compared == [28, 1, 0, 8, 0]
+
+
+def test_what_is_known_of_groups_changes_nothing_but_the_work() -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        rows = random.integers(0, 256, (80, 32), dtype=np.uint8)
+        bits = np.unpackbits(rows, axis=1)
+        for row in range(1, 80, 2):  # like the row before, more or less
+            bits[row] = bits[row - 1]
+            bits[row, random.choice(256, random.integers(0, 30), replace=False)] ^= 1
+        phash = ["" if n % 17 == 0 else np.packbits(b).tobytes().hex() for n, b in enumerate(bits)]
+        sha256 = [hashlib.sha256(text.encode()).hexdigest() for text in phash]
+        before = random.random(80) < 0.7
+        some = [
+            [text for text, had in zip(texts, before, strict=True) if had]
+            for texts in (sha256, phash)
+        ]
+        stored = dict(zip(some[0], duplicates.group(some[0], some[1], 24).tolist(), strict=True))
+        known = [stored.get(text, "") for text in sha256]
+        expected = duplicates.group(sha256, phash, 24).tolist()
+        assert duplicates.group(sha256, phash, 24, known).tolist() == expected
