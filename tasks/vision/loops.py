@@ -21,7 +21,7 @@ from tasks.vision.recipes import Metric, Recipe
 from tasks.vision.resume import SECONDS, Checkpoint, postponed_signals
 from tasks.vision.steps import Stepper, Training, nothing
 
-EXPLODED = 10.0  # times the loss of guessing, or of the start: nothing good follows
+EXPLODED = 100.0  # times the loss of guessing, or of the start: nothing good follows
 LOOK_EVERY = 100  # steps between two looks at the loss: each look waits for the device
 RETRY_RATE = 0.1  # of the rate that diverged
 

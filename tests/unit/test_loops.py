@@ -258,9 +258,9 @@ def test_a_loss_that_is_no_number_is_retried_lower_and_then_loses() -> None:
 
 def test_an_exploding_loss_recovers_at_a_lower_rate() -> None:
     said: list[str] = []
-    recipe = replace(RECIPE, lr=5.0, optimiser="sgd", epochs=4)
+    recipe = replace(RECIPE, lr=200.0, optimiser="sgd", epochs=4)
     fitted = fit(linear_training(count=120), recipe, listener=Listener(say=said.append))
-    assert said == ["diverged in epoch 1 at a rate of 5: once more with 0.5"]
+    assert said == ["diverged in epoch 1 at a rate of 200: once more with 20"]
     assert fitted.diverged is None
     assert len(fitted.curve) == 5
     assert fitted.best.epoch > 0
