@@ -11,9 +11,11 @@ a process of their own, imports included, one after the other:
   and a flip in each epoch, batches of 4, SGD with momentum at 1e-3, a tenth of it each 7 epochs, 25
   epochs; once with the backbone frozen, once with every layer training.
 - `fastai`: `vision_learner(...).fine_tune(3)`, in a Python that has fastai.
-- `ours`: `tasks.prepare` and `tasks.train_head` as they are shipped, and then `tasks.fine_tune`.
+- `ours`: `tasks.prepare`, `tasks.train_head` and then `tasks.fine_tune` as they are shipped; from
+  nothing each time, before each of the others and at the end.
 
-It prints a JSON object a way: wall and CPU seconds, best validation accuracy and macro F1.
+It prints a JSON object a run: wall and CPU seconds, best validation accuracy and macro F1; then how
+many times ours the others take, least and most.
 """
 
 from __future__ import annotations
@@ -163,35 +165,67 @@ def project(root: Path, images: str) -> None:
         subprocess.run(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
+def ours(root: Path) -> list[dict[str, Any]]:
+    """Time the two training stages from nothing but pictures, manifest and weights.
+
+    Returns:
+        `prepare` and `train_head`; the same with `fine_tune` after them.
+    """
+    for kept in ("packed", "features", "models", "checkpoints"):
+        shutil.rmtree(root / "data" / kept, ignore_errors=True)
+    spent, found = {"wall": 0.0, "cpu": 0.0}, []
+    for stage, curve in (("prepare", ""), ("train_head", "head"), ("fine_tune", "fine_tune")):
+        candidate = [CANDIDATE] if curve else []
+        taken = timed([sys.executable, "-m", f"tasks.{stage}", *candidate], root)
+        spent = {key: round(spent[key] + taken[key], 2) for key in spent}
+        if curve:
+            path = root / f"data/reports/{CANDIDATE}/{curve}_curve.csv"
+            found.append({**spent, **best_of(path)})
+    return found
+
+
 def compare(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """Time every way, one after the other."""
+    """Time every way, one after the other; ours before each of the others and at the end."""
     root, rivals = root / "project", root / "folders"
     root.mkdir()
     project(root, asked.images)
     folders(root, rivals)
-    found: dict[str, Any] = {}
-
-    def stage(*words: str) -> dict[str, Any]:
-        return timed([sys.executable, "-m", *words], root)
-
-    prepare, head = stage("tasks.prepare"), stage("tasks.train_head", CANDIDATE)
-    both = {key: round(prepare[key] + head[key], 2) for key in ("wall", "cpu")}
-    found["ours: prepare + head"] = {
-        **both,
-        **best_of(root / f"data/reports/{CANDIDATE}/head_curve.csv"),
-    }
-    tune = stage("tasks.fine_tune", CANDIDATE)
-    found["ours: and fine-tuned"] = {
-        **{key: round(both[key] + tune[key], 2) for key in both},
-        **best_of(root / f"data/reports/{CANDIDATE}/fine_tune_curve.csv"),
-    }
     own = [str(Path(__file__).resolve()), "--folder", str(rivals)]
-    for way in ("tutorial-frozen", "tutorial-full"):
+    mine, found = [ours(root)], {}
+    for way in ("tutorial-frozen", "tutorial-full", *(["fastai"] if asked.fastai else [])):
+        python = asked.fastai if way == "fastai" else sys.executable
         more = ["--way", way, "--tutorial-epochs", str(asked.tutorial_epochs)]
-        found[way] = timed([sys.executable, *own, *more], root)
-    if asked.fastai:
-        found["fastai"] = timed([asked.fastai, *own, "--way", "fastai"], root)
-    return found
+        found[way] = timed([python, *own, *more], root)
+        print(json.dumps({"way": way, **found[way]}), flush=True)
+        mine.append(ours(root))
+    for place, name in enumerate(("ours: prepare + head", "ours: and fine-tuned")):
+        for run in mine:
+            print(json.dumps({"way": name, **run[place]}), flush=True)
+    return ratios(found, [head for head, _ in mine], [tuned for _, tuned in mine])
+
+
+def ratios(
+    found: dict[str, Any], heads: list[dict[str, Any]], tuned: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return how many times the seconds of ours the others take: the least and the most."""
+    full = {
+        key: found["tutorial-frozen"][key] + found["tutorial-full"][key] for key in ("wall", "cpu")
+    }
+    pairs = {
+        "tutorial-frozen to prepare + head": (found["tutorial-frozen"], heads),
+        "tutorial-frozen and -full to all of ours": (full, tuned),
+    }
+    if "fastai" in found:
+        pairs["fastai to prepare + head"] = (found["fastai"], heads)
+        pairs["fastai to all of ours"] = (found["fastai"], tuned)
+    return {
+        name: {
+            key: [round(theirs[key] / max(runs), 1), round(theirs[key] / min(runs), 1)]
+            for key in ("wall", "cpu")
+            for runs in [[run[key] for run in mine]]
+        }
+        for name, (theirs, mine) in pairs.items()
+    }
 
 
 def main() -> None:
@@ -211,7 +245,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as root:
             for way, figures in compare(Path(root), asked).items():
-                print(json.dumps({"way": way, **figures}))
+                print(json.dumps({"ratio": way, **figures}))
 
 
 if __name__ == "__main__":
