@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from tasks.vision.augmentation import Augmentation
-from tasks.vision.backbones import Classifier, build_classifier
+from tasks.vision.backbones import Classifier
 from tasks.vision.errors import RefitError
-from tasks.vision.fine_tuning import Data, PartlyFrozen, Split, fine_tuning
+from tasks.vision.fine_tuning import PartlyFrozen, fine_tuning
 from tasks.vision.inference import predict_logits
 from tasks.vision.loops import Listener, fit
-from tasks.vision.preprocess import Preprocess
 from tasks.vision.recipes import Recipe
 from tasks.vision.unfreezing import Unfreezing, choose, skill_of
 from tests.unit import toy
@@ -199,36 +198,3 @@ def test_the_frozen_prefix_is_folded_and_has_no_gradient() -> None:
     assert [p.grad is not None for p in classifier.parameters()] == [
         p.requires_grad for p in classifier.parameters()
     ]
-
-
-# Of each family a narrow member, and a side that its blocks can halve often enough.
-FAMILIES = {
-    "vgg11": 64,
-    "vgg11_bn": 64,
-    "resnet18": 64,
-    "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64,
-    "inception_v3": 107,
-}
-
-
-@pytest.mark.parametrize(("arch", "side"), FAMILIES.items())
-def test_every_family_trains_its_last_block_and_nothing_else(arch: str, side: int) -> None:
-    torch.manual_seed(0)
-    classifier = build_classifier(arch, toy.CLASSES, side, "avg", (), 0.0)
-    before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    spec = Preprocess(side, side, toy.SPEC.mean, toy.SPEC.std)
-    pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
-    four = Split(lambda which: pixels[which], np.array([0, 1, 2, 0]))
-    recipe = Recipe(epochs=1, batch_size=4, lr=0.001)
-    made = fine_tuning(classifier, Data(four, four, spec), Unfreezing("last_block", True), recipe)
-    fitted = fit(made, recipe)
-    assert len(fitted.curve) == 2
-    after = classifier.state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
-    trains = {name for name, p in classifier.named_parameters() if p.requires_grad}
-    assert moved <= trains
-    # A bias right before a frozen ReLU's dead side may stay; weights do not.
-    assert {n for n in trains if n.startswith("head.")} <= moved
-    assert any(name.startswith("backbone.") for name in moved)
-    assert 0 < classifier.frozen_blocks < len(classifier.backbone.blocks)
