@@ -186,6 +186,7 @@ def retrain_run(
             client, run_id, path, model, {"onnx_sha256": sha256, **common}
         )
         if decision["verdict"] == "PROMOTE":
+            tracking.prove(client, version, sha256)
             tracking.promote(client, version)
         champion = tracking.by_alias(client, model, tracking.CHAMPION)
         tags |= {

@@ -44,6 +44,7 @@ from tasks.vision.errors import RefitError  # noqa: E402
 
 EMBEDDED = "sqlite:///mlflow.db"
 CHAMPION = "champion"
+CHALLENGER = "challenger"  # only while a version is fetched back, before it is promoted
 PREVIOUS = "previous"  # the champion before this one: what a rollback returns to
 ROLLED_BACK = "rolled_back"  # a version's tag: why it must not become champion again
 # What a service needs to run the registered file.
@@ -252,6 +253,22 @@ def _fetch(model_uri: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{model_uri} holds no ONNX file")
     return found[0]
+
+
+def prove(client: MlflowClient, registered: ModelVersion, sha256: str) -> None:
+    """Fetch a version back by an alias, as production will, before it can become champion.
+
+    Raises:
+        RefitError: what comes back is not, byte for byte, the file of this SHA-256.
+    """
+    client.set_registered_model_alias(registered.name, CHALLENGER, registered.version)
+    address = f"models:/{registered.name}@{CHALLENGER}"
+    if files.sha256_file(_fetch(address)) != sha256:
+        raise RefitError(
+            f"{address} (version {registered.version}) gives back another file than the one that "
+            "was registered; it was not promoted: look at the server's artifact store"
+        )
+    client.delete_registered_model_alias(registered.name, CHALLENGER)
 
 
 def promote(client: MlflowClient, registered: ModelVersion) -> None:

@@ -160,6 +160,26 @@ def test_nothing_is_promoted_while_the_champions_file_is_lost(
     assert versions() == ["1", "2"]
 
 
+def test_nothing_is_promoted_that_comes_back_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(BAD)
+    registered()
+    train(GOOD)
+    damaged = files.BEST / "damaged.onnx"
+    damaged.write_bytes((files.BEST / "model.onnx").read_bytes() + b" ")
+    fetch = tracking._fetch
+
+    def changed(address: str) -> Path:
+        return damaged if address.endswith("@challenger") else fetch(address)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_fetch", changed)
+        with pytest.raises(RefitError, match=r"@challenger \(version 2\) gives back another file"):
+            registered()
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    assert registered()["verdict"] == "PROMOTE"
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
 def test_a_class_that_was_forgotten_is_held_until_it_is_retired() -> None:
     train(BAD, classes=["blue", "red", "violet"])
     registered(max_ece=1)
@@ -177,8 +197,10 @@ STEPS = [
     ("create_model_version", 0, False),
     ("create_model_version", 0, True),
     ("set_registered_model_alias", 0, True),
-    ("set_registered_model_alias", 1, False),
+    ("delete_registered_model_alias", 0, False),
     ("set_registered_model_alias", 1, True),
+    ("set_registered_model_alias", 2, False),
+    ("set_registered_model_alias", 2, True),
     ("set_terminated", -1, False),
 ]
 
@@ -214,6 +236,7 @@ def go_down(monkeypatch: pytest.MonkeyPatch, name: str, time: int, done: bool) -
     parents: list[str] = []
     for method in ("create_run", "set_terminated", "log_artifact", "log_dict", "log_batch",
                    "create_model_version", "set_registered_model_alias", "search_runs",
+                   "delete_registered_model_alias",
                    "get_model_version_by_alias", "search_model_versions"):  # fmt: skip
         wrap(method)
 
