@@ -20,6 +20,7 @@ REPORTS = Path("data/reports")
 VALIDATION = REPORTS / "validation"
 SUMMARY = REPORTS / "summary.json"
 BEST = Path("data/best")
+VARIANTS = Path("data/variants")
 
 
 def write_text(path: Path, text: str) -> None:

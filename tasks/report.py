@@ -111,6 +111,15 @@ def confused_pairs(test: pd.DataFrame) -> list[dict[str, Any]]:
     return rows_of(pairs.head(CONFUSED).rename("count").reset_index())
 
 
+def variants() -> dict[str, Any] | None:
+    """Return what `tasks.variants` found of the exported file as it is now, or None."""
+    found, model = files.VARIANTS / "report.json", files.BEST / "model.onnx"
+    if not found.exists() or not model.exists():
+        return None
+    report: dict[str, Any] = files.read_json(found)
+    return report if report["of_sha256"] == files.sha256_file(model) else None
+
+
 def view() -> dict[str, Any]:
     """Return everything that the template shows."""
     if not files.SUMMARY.exists():
@@ -147,6 +156,7 @@ def view() -> dict[str, Any]:
         "per_class": per_class,
         "bins": bins,
         "slices": [row for row in slices if row["high"] < overall],
+        "variants": variants(),
         "mistakes": gallery(mistakes),
         "mistake_count": len(mistakes),
         "suspects": gallery(suspected),

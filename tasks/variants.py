@@ -19,7 +19,6 @@ from tasks import files, packed, params, program, serving
 from tasks.vision import images, quantise
 from tasks.vision.errors import RefitError
 
-FOLDER = Path("data/variants")
 CALIBRATION = 64  # pictures; the ranges hardly change beyond
 RANKING = 16  # pictures a layer is tried on
 BATCHES = (1, 8)  # both have to be faster
@@ -147,9 +146,9 @@ def verdict(
 
 def release(name: str, source: Path, settings: params.Params) -> dict[str, Any]:
     """Make a variant, prove it, and give it its place only if it is proven."""
-    target = FOLDER / f"model.{name}.onnx"
+    target = files.VARIANTS / f"model.{name}.onnx"
     target.unlink(missing_ok=True)  # it was made of another file, or under other conditions
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".trial-") as folder:
+    with tempfile.TemporaryDirectory(dir=files.VARIANTS, prefix=".trial-") as folder:
         trial = Path(folder) / target.name
         in_float: list[str] = []
         if name == "int8":
@@ -185,10 +184,10 @@ def main() -> None:
     source = files.BEST / "model.onnx"
     if not source.exists():
         raise RefitError(f"no {source}: run `dvc repro export` first")
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    files.VARIANTS.mkdir(parents=True, exist_ok=True)
     report = {name: release(name, source, settings) for name in settings.export.variants}
     files.write_json(
-        FOLDER / "report.json",
+        files.VARIANTS / "report.json",
         {
             "of_sha256": files.sha256_file(source),
             "provider": settings.export.provider,

@@ -17,6 +17,7 @@ from torchvision import models
 from tasks.vision import backbones
 from tasks.vision.backbones import Backbone, Classifier, Head, Stack
 from tasks.vision.errors import RefitError
+from tests.unit import toy
 
 # Of each family: its narrowest members, and the side of a picture that leaves a map of 2x2 or more.
 SIDES = {
@@ -96,17 +97,6 @@ def imagenet_to_half(images: Tensor) -> Tensor:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     return (images * std + mean - 0.5) / 0.5
-
-
-def toy_classifier() -> Classifier:
-    """Three blocks of convolution, norm and pooling, and a linear head for 8x8 pictures."""
-    torch.manual_seed(1)
-    layers: list[nn.Module] = []
-    for channels in ((3, 4), (4, 5), (5, 6)):
-        layers += [nn.Conv2d(*channels, 3, padding=1), nn.BatchNorm2d(channels[1]), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)]
-    backbone = Backbone("toy", {"features": nn.Sequential(*layers)})
-    return Classifier(backbone, Head(backbone.width, classes=3, hidden=(), dropout=0))
 
 
 def names_of(classifier: Classifier, parameters: list[nn.Parameter]) -> list[str]:
@@ -208,7 +198,7 @@ def test_torchvision_weights_load_and_blocks_compose_to_its_own_trunk(arch: str)
 
 
 def test_forward_blocks_runs_a_part() -> None:
-    backbone = toy_classifier().backbone.eval()
+    backbone = toy.plain_classifier().backbone.eval()
     boundary = backbone.forward_blocks(pictures(8), 0, 2)
     assert boundary.shape == (2, 5, 2, 2)
     assert torch.equal(backbone.forward_blocks(boundary, 2), backbone(pictures(8)))
@@ -267,7 +257,7 @@ def test_pooling_gives_the_mean_or_every_value() -> None:
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
 def test_frozen_parts_keep_their_bits_and_trainable_ones_move(blocks: int) -> None:
-    classifier = toy_classifier()
+    classifier = toy.plain_classifier()
     trainable = backbones.freeze_all_but(classifier, blocks)
     first = 4 * (3 - blocks)
     expected = [
@@ -304,14 +294,14 @@ def test_every_norm_of_a_frozen_backbone_stays_in_eval(arch: str) -> None:
 
 
 def test_unfreezing_more_puts_the_norms_back_to_training() -> None:
-    classifier = toy_classifier().train()
+    classifier = toy.plain_classifier().train()
     backbones.freeze_all_but(classifier, 0)
     backbones.freeze_all_but(classifier, 3)
     assert all(module.training for module in classifier.modules())
 
 
 def test_last_layers_are_convolutions_with_their_norms() -> None:
-    classifier = toy_classifier()
+    classifier = toy.plain_classifier()
     trainable = backbones.freeze_all_but_layers(classifier, 1)
     last = ["backbone.features.8.weight", "backbone.features.8.bias"]
     norm = ["backbone.features.9.weight", "backbone.features.9.bias"]
@@ -330,7 +320,7 @@ def test_last_layers_are_convolutions_with_their_norms() -> None:
 
 
 def test_more_blocks_or_layers_than_there_are_is_refused() -> None:
-    classifier = toy_classifier()
+    classifier = toy.plain_classifier()
     for count in (-1, 4):
         with pytest.raises(RefitError, match=f"{count} trainable blocks .* toy has 0 to 3"):
             backbones.freeze_all_but(classifier, count)
@@ -340,7 +330,7 @@ def test_more_blocks_or_layers_than_there_are_is_refused() -> None:
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 def test_training_the_suffix_on_cached_activations_is_training_the_whole(blocks: int) -> None:
-    whole, parts = toy_classifier(), toy_classifier()
+    whole, parts = toy.plain_classifier(), toy.plain_classifier()
     train_one_step(whole, backbones.freeze_all_but(whole, blocks))
 
     trainable = backbones.freeze_all_but(parts, blocks)
@@ -392,7 +382,7 @@ def test_folding_real_weights_is_within_rounding() -> None:
 
 
 def test_folding_a_frozen_prefix() -> None:
-    classifier = toy_classifier()
+    classifier = toy.plain_classifier()
     train_one_step(classifier, list(classifier.parameters()))  # moves the norms' statistics
     backbones.freeze_all_but(classifier, 1)
     prefix = backbones.prefix(classifier)

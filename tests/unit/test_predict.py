@@ -16,9 +16,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from tasks import predict
 from tasks.drift import FactsFile
@@ -27,32 +25,16 @@ from tasks.gate.history import last_accepted
 from tasks.gate.store import MANIFEST
 from tasks.serving import Session
 from tasks.vision.errors import RefitError
-from tasks.vision.onnx_graph import export
-from tasks.vision.preprocess import Preprocess
 from tests.benchmarks.handover import CLIENT
+from tests.unit.colours import NAMES, write_model
 
-NAMES = ["blue", "green", "red"]
 REPOSITORY = Path(__file__).parents[2]
 NO_GPU = shutil.which("nvidia-smi") is None
 
 
-class MostColour(nn.Module):
-    """Logits are ten times the mean level (0..1) of blue, green and red."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(10.0))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.mean(dim=(2, 3)).flip(1) * self.scale
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    preprocess = Preprocess(16, 12, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    export(MostColour(), preprocess, NAMES, {"git_commit": "abc"}, path)
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "model.onnx")
 
 
 def plain(red: int, green: int, blue: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -18,36 +18,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from tasks import predict, tracking
 from tasks.pyfunc_model import TRAVELLING, PictureModel, copy_code
 from tasks.vision.errors import RefitError
-from tasks.vision.onnx_graph import export
-from tasks.vision.preprocess import Preprocess
+from tests.unit.colours import NAMES, write_model
 
-NAMES = ["blue", "green", "red"]
 ADDRESS = "models:/colours@champion"
-
-
-class MostColour(nn.Module):
-    """Logits are ten times the mean level (0..1) of blue, green and red."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(10.0))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.mean(dim=(2, 3)).flip(1) * self.scale
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(MostColour(), Preprocess(16, 12, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), NAMES, {}, path)
-    return path
+    return write_model(tmp_path_factory.mktemp("exported") / "model.onnx")
 
 
 @pytest.fixture(scope="module")

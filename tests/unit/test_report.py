@@ -128,6 +128,25 @@ def test_a_first_model_and_a_failed_candidate_are_shown() -> None:
     assert "ran out of memory" in found.words
 
 
+def test_variants_are_shown_while_they_are_of_this_file() -> None:
+    model = files.BEST / "model.onnx"
+    int8 = {
+        "released": False,
+        "reason": "loses 4.00% accuracy, more than the 0.50% of max_drop",
+        "accuracy": 0.66,
+        "accuracy_float32": 0.7,
+        "bytes": 2_500_000,
+        "milliseconds_a_picture": {"1": [2.0, 1.0], "8": [2.0, 1.0]},
+    }
+    report_of = {"of_sha256": files.sha256_file(model), "provider": "cpu", "max_drop": 0.005}
+    files.write_json(files.VARIANTS / "report.json", {**report_of, "variants": {"int8": int8}})
+    text = page().words
+    assert "not released: it loses 4.00% accuracy" in text
+    assert "at most 0.5 points" in text
+    model.write_bytes(model.read_bytes() + b" ")
+    assert "not released" not in page().words
+
+
 def test_a_verdict_without_figures_is_shown() -> None:
     decision = {"reasons": ["version 1 is this file"], "figures": {}, "champion_before": "1"}
     assert "version 1 is this file" in page(decision=decision).words

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import params, variants
+from tasks import files, params, variants
 from tasks.serving import Session
 from tasks.vision import quantise
 from tasks.vision.onnx_graph import export
@@ -130,7 +130,7 @@ def test_a_loss_or_no_gain_is_a_reason(labels: Any, times: Any, reason: str) -> 
 def test_only_what_is_proven_lies_there(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
 ) -> None:
-    monkeypatch.setattr(variants, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "VARIANTS", tmp_path)
     monkeypatch.setattr(variants, "judge", lambda *_: {"released": released, "reason": "so"})
     old = tmp_path / "model.fp16.onnx"
     old.write_bytes(b"of another model")

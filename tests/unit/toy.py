@@ -37,7 +37,7 @@ EVERYTHING = Recipe(
 SHOWN = Augmentation(crop_area=0.5, rotation=20, brightness=0.3, erasing=0.5)
 
 
-def classifier(dropout: float = 0.0) -> Classifier:
+def plain_classifier(dropout: float = 0.0) -> Classifier:
     """Three blocks of convolution, norm and pooling, and a linear head, for 8x8 pictures."""
     torch.manual_seed(1)
     layers: list[nn.Module] = []
@@ -45,13 +45,18 @@ def classifier(dropout: float = 0.0) -> Classifier:
         layers += [nn.Conv2d(*channels, 3, padding=1), nn.BatchNorm2d(channels[1]), nn.ReLU()]
         layers += [nn.MaxPool2d(2)]
     backbone = Backbone("toy", {"features": nn.Sequential(*layers)})
-    # Norms as after a pretraining, unlike those of a new network.
-    for name, buffer in backbone.named_buffers():
+    return Classifier(backbone, Head(backbone.width, CLASSES, hidden=(), dropout=dropout))
+
+
+def classifier(dropout: float = 0.0) -> Classifier:
+    """The same, with norms as after a pretraining, unlike those of a new network."""
+    made = plain_classifier(dropout)
+    for name, buffer in made.backbone.named_buffers():
         if name.endswith("running_mean"):
             nn.init.uniform_(buffer, -0.2, 0.2)
         elif name.endswith("running_var"):
             nn.init.uniform_(buffer, 0.5, 1.5)
-    return Classifier(backbone, Head(backbone.width, CLASSES, hidden=(), dropout=dropout))
+    return made
 
 
 def split(count: int, seed: int) -> Split:
