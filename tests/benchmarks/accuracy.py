@@ -135,6 +135,11 @@ def score(bench: Bench, classifier: backbones.Classifier, held: Positions) -> di
     }
 
 
+def told(row: loops.Epoch) -> None:
+    """Say how far it is: an epoch takes a minute on two cores."""
+    print(f"  epoch {row.epoch}: loss {row.val_loss:.4f}, F1 {row.val_f1_macro:.4f}", flush=True)
+
+
 def one_seed(bench: Bench, seen: list[NDArray[np.float32]], seed: int) -> dict[str, dict]:
     """Train the head and fine-tune on one split; score both on what was held out."""
     head, tune = bench.settings.head, bench.settings.fine_tune
@@ -171,7 +176,8 @@ def one_seed(bench: Bench, seen: list[NDArray[np.float32]], seed: int) -> dict[s
         tune.cache_budget_mb << 20,
     )
     recipe = training.recipe_of(tune, seed, bench.device)
-    tuned = loops.fit(fine_tuning.fine_tuning(classifier, data, chosen, recipe), recipe)
+    made = fine_tuning.fine_tuning(classifier, data, chosen, recipe)
+    tuned = loops.fit(made, recipe, listener=loops.Listener(on_epoch=told))
     classifier.load_state_dict(tuned.weights)
     second = score(bench, classifier, held)
     print(
