@@ -21,6 +21,8 @@ REPORTS = Path("data/reports")
 VALIDATION = REPORTS / "validation"
 SUMMARY = REPORTS / "summary.json"
 BEST = Path("data/best")
+# Not a stage's output: DVC removes those before a stage runs, and hands out old ones.
+CHECKPOINTS = Path("data/checkpoints")
 
 
 @contextmanager
