@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Set
@@ -92,9 +94,11 @@ def session(experiment: str) -> Iterator[tuple[MlflowClient, str]]:
 def _make_database() -> None:
     """Make the embedded database whole or not at all: one half made is broken for good."""
     for left in Path().glob(f".{DATABASE}.*"):  # by a process that was killed
-        left.unlink()
-    with files.replacing(DATABASE) as temporary:
-        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f".{DATABASE}.", dir=Path.cwd()) as folder:
+        made = Path(folder) / DATABASE
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        made.replace(DATABASE)
 
 
 def find_run(
