@@ -178,7 +178,10 @@ def test_the_embedded_database_is_made_whole_or_not_at_all(
     assert not list(tmp_path.glob("*mlflow.db"))
     with tracking.session("refit") as (client, experiment):
         run_id = client.create_run(experiment).info.run_id
-        rows = [{"epoch": 0, "loss": 1.0, "time": 5}, {"epoch": 1, "loss": None, "time": 6}]
+        rows: list[dict[str, Any]] = [
+            {"epoch": 0, "loss": 1.0, "time": 5},
+            {"epoch": 1, "loss": None, "time": 6},
+        ]
         known = tracking.log_curve(client, run_id, "head", rows)
         rows[1]["loss"] = 0.5
         tracking.log_curve(client, run_id, "head", rows, known)
