@@ -66,7 +66,8 @@ class Follower:
         if run is None and self._key == "fine_tune":
             run = runs.trained_as(client, experiment, self._candidate, "head")
         tags = {**mine, "git_commit": runs.git_commit(), "data_version": files.data_version()}
-        run_id = tracking.open_run(client, experiment, self._candidate, tags, run)
+        began = found.rows[0]["time"]
+        run_id = tracking.open_run(client, experiment, self._candidate, tags, run, began)
         self._training, self._run_id = found.training, run_id
         shown = {f"{self._key}.{name}": value for name, value in found.params.items()}
         tracking.log_params(client, run_id, shown)

@@ -41,6 +41,11 @@ def log_origin(client: tracking.MlflowClient, run_id: str) -> None:
     for path in ORIGIN:
         if path.exists():
             client.log_artifact(run_id, str(path), ORIGIN_FOLDER)
+    log_pictures(client, run_id)
+
+
+def log_pictures(client: tracking.MlflowClient, run_id: str) -> None:
+    """Log the accepted pictures as the dataset of a run."""
     splits = pq.read_table(files.MANIFEST, columns=["split", "label"]).to_pandas()
     profile = {
         "pictures": len(splits),
@@ -77,6 +82,7 @@ def log_candidate(
     tags = {**common, **identity, **origin}
     trained = earlier.info.end_time if earlier else None  # its duration is the training's
     with tracking.run(client, experiment, name, tags, earlier, trained) as run_id:
+        log_pictures(client, run_id)
         tracking.log_params(client, run_id, candidate_params(settings, name))
         for key in curves.STAGES:
             curve = curves.read_curve(curves.curve_of(name, key))

@@ -166,6 +166,8 @@ def test_a_server_that_dies_midway_harms_nothing(
     assert training.poll() is None, "the points came after the end only"
     run = followed(client)
     assert run.info.status == "RUNNING"
+    assert run.info.start_time == curves.read_lines(FOLDER / "live.jsonl")[1]["time"]
+    assert run.data.params["fine_tune.optimiser"] == "adamw"
     server.kill()
     if back == "while it trains":
         allow(4)

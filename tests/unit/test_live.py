@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -177,6 +178,9 @@ def test_the_embedded_database_is_made_whole_or_not_at_all(
             pass
     assert not list(tmp_path.glob("*mlflow.db"))
     with tracking.session("refit") as (client, experiment):
+        tags = client.get_experiment(experiment).tags
+        view = json.loads(tags["mlflow.sharedViewState.candidates"])
+        assert "metrics.`test_f1_macro`" in json.loads(view["state"])["selectedColumns"]
         run_id = client.create_run(experiment).info.run_id
         rows: list[dict[str, Any]] = [
             {"epoch": 0, "loss": 1.0, "time": 5},
