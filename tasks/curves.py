@@ -67,12 +67,18 @@ def _text(curve: Rows) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a `live.jsonl`: its head, then an epoch each; [] without one."""
-    if not path.exists():
+    """Return the whole lines of a `live.jsonl`: its head, then an epoch each.
+
+    One that is not there, or that a disk without power left damaged, has none: nothing but the
+    view of a training is lost with it.
+    """
+    try:
+        # A line without its end is still being written, or was when its writer was killed.
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except (FileNotFoundError, ValueError):
         return []
-    # A line without its end is still being written, or was when its writer was killed.
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    return lines if lines and "training" in lines[0] else []
 
 
 def read_live(path: Path) -> Live | None:

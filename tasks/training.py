@@ -84,8 +84,8 @@ class Sender:
         if time.monotonic() < self._due:
             return
         self._due = float("inf")
-        # Its standard output is not the stage's, which others read to its end. Its input is: a
-        # pipe that closes when the stage is gone, however it went.
+        # Its standard input is a pipe that closes when the stage is gone, however it went. Its
+        # output is not the stage's: who reads that to its end would wait for this process too.
         with suppress(OSError), self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT

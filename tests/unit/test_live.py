@@ -59,6 +59,16 @@ def test_a_line_without_its_end_is_not_read(tmp_path: Path) -> None:
     assert curves.read_live(tmp_path / "none.jsonl") is None
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0\n", b"\xff\n", b'{"epoch": 0}\n{"epoch": 1}\n'])
+def test_a_damaged_file_or_one_of_another_kind_holds_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "live.jsonl"
+    path.write_bytes(content)
+    assert curves.read_live(path) is None
+    assert len(written(path, TWO, resumed=True).rows) == 2
+
+
 def test_a_resumed_training_keeps_the_times_of_what_it_did(tmp_path: Path) -> None:
     path = tmp_path / "live.jsonl"
     first = written(path, TWO)
