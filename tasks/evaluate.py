@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks import files, models, packed, params, program
+from tasks import curve_picture, curves, files, models, packed, params, program
 from tasks.vision import calibration, device, metrics, slices
 from tasks.vision.atomic import replacing
 from tasks.vision.inference import predict_logits
@@ -153,6 +153,9 @@ def write_reports(
     files.write_text(folder / "per_class.csv", csv_text(("split", "class", *PER_CLASS), per_class))
     rows = [tuple(row[column] for column in SLICE) for row in weak]
     files.write_text(folder / "slices.csv", csv_text(SLICE, rows))
+    drawn = [curves.read_curve(curves.curve_of(name, key)) for key in curves.STAGES]
+    with replacing(folder / "curves.png") as temporary:
+        temporary.write_bytes(curve_picture.curves_png(name, *drawn))
     test = [row for row in table.to_pylist() if row["split"] == "test"]
     files.write_text(
         folder / "confusion.csv",

@@ -21,6 +21,8 @@ VALIDATION = REPORTS / "validation"
 SUMMARY = REPORTS / "summary.json"
 BEST = Path("data/best")
 VARIANTS = Path("data/variants")
+# Not a stage's output: DVC removes those before a stage runs, and hands out old ones.
+CHECKPOINTS = Path("data/checkpoints")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -76,7 +76,7 @@ def main() -> None:
         made = fine_tuning.fine_tuning(
             classifier, data, chosen, recipe, processes=processes, say=say
         )
-        fitted = place.fit(made, recipe, f"fine_tune {name}", identity)
+        fitted = place.fit(made, recipe, f"fine_tune {name}", identity, tune)
         if processes.is_first:
             models.save(files.MODELS / name / "model.safetensors", fitted.weights, spec)
             models.write_curve(files.REPORTS / name / "fine_tune_curve.csv", fitted.curve)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from tasks import files, params, tracking
-from tasks.curves import read_curve
+from tasks import curves, files, live, params, tracking
 
-STAGES_WITH_CURVES = ("head", "fine_tune")
 NOTE = 1000  # characters of the reasons in a run's description
 # With these and DVC's cache or remote, `flows.restore` brings back data and models.
 ORIGIN_FOLDER = "origin"
@@ -41,6 +41,11 @@ def log_origin(client: tracking.MlflowClient, run_id: str) -> None:
     for path in ORIGIN:
         if path.exists():
             client.log_artifact(run_id, str(path), ORIGIN_FOLDER)
+    log_pictures(client, run_id)
+
+
+def log_pictures(client: tracking.MlflowClient, run_id: str) -> None:
+    """Log the accepted pictures as the dataset of a run."""
     splits = pq.read_table(files.MANIFEST, columns=["split", "label"]).to_pandas()
     profile = {
         "pictures": len(splits),
@@ -61,25 +66,63 @@ def log_candidate(
 ) -> str:
     """Log one candidate as a run nested in `parent`; return its run id.
 
-    A candidate that did not change keeps the run that it has.
+    A candidate that did not change keeps the run that it has; one that was followed while it
+    trained gets what that run lacks.
     """
     identity = {"candidate": name, "model_sha256": result["model_sha256"]}
     if known := tracking.find_run(client, experiment, identity):
         return str(known.info.run_id)
+    wait_for_senders(name)
+    followed = [trained_as(client, experiment, name, key) for key in ("fine_tune", "head")]
+    earlier = next((run for run in followed if run), None)
     origin = {tracking.PARENT: parent, "initialised_from": result["initialised_from"]}
     weights = files.WEIGHTS / f"{name}.safetensors"
     if weights.exists():
         origin["weights_sha256"] = files.sha256_file(weights)
-    with tracking.run(client, experiment, name, {**common, **identity, **origin}) as run_id:
-        for key, value in candidate_params(settings, name).items():
-            client.log_param(run_id, key, value)
-        for stage in STAGES_WITH_CURVES:
-            curve = read_curve(files.REPORTS / name / f"{stage}_curve.csv")
-            tracking.log_curve(client, run_id, stage, curve)
+    tags = {**common, **identity, **origin}
+    trained = earlier.info.end_time if earlier else None  # its duration is the training's
+    with tracking.run(client, experiment, name, tags, earlier, trained) as run_id:
+        log_pictures(client, run_id)
+        tracking.log_params(client, run_id, candidate_params(settings, name))
+        for key in curves.STAGES:
+            curve = curves.read_curve(curves.curve_of(name, key))
+            sent = tracking.points_of(client, run_id, key)
+            tracking.log_curve(client, run_id, key, curve, sent)
         tracking.log_metrics(client, run_id, flat_metrics(result))
         for path in sorted((files.REPORTS / name).iterdir()):
             client.log_artifact(run_id, str(path))
     return run_id
+
+
+def trained_as(
+    client: tracking.MlflowClient, experiment: str, candidate: str, key: str
+) -> tracking.Run | None:
+    """Return the run in which a stage was followed that left the curve of `data/reports`, or None.
+
+    A head may be followed by several fine-tunings: one that has its own is none of this head only.
+    """
+    found, curve = curves.read_live(curves.live_of(candidate, key)), curves.curve_of(candidate, key)
+    if found is None or not curve.exists() or not found.is_of(curves.read_curve(curve)):
+        return None
+    tags = {"candidate": candidate, f"training.{key}": found.training}
+    run = tracking.find_run(client, experiment, tags, finished=False)
+    if run and key == "head" and "training.fine_tune" in run.data.tags:
+        return None
+    return run
+
+
+def sender_lock(candidate: str, key: str) -> FileLock:
+    """Return the lock of who sends a stage's epochs; the one before soon lets go of it."""
+    path = curves.live_of(candidate, key).with_name("sender.lock")
+    return FileLock(path, timeout=2 * live.LAST)
+
+
+def wait_for_senders(candidate: str) -> None:
+    """Wait until nobody sends a candidate's epochs, but not for one that trains right now."""
+    for key in curves.STAGES:
+        if curves.live_of(candidate, key).exists():
+            with suppress(Timeout), sender_lock(candidate, key):
+                pass
 
 
 def candidate_params(settings: params.Params, name: str) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +29,7 @@ from mlflow.entities import (  # noqa: E402
     DatasetInput,
     InputTag,
     Metric,
+    Param,
     Run,
     RunTag,
 )
@@ -37,12 +41,15 @@ from mlflow.protos.databricks_pb2 import (  # noqa: E402
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from requests import RequestException  # noqa: E402
 
 from tasks import files, pyfunc_model  # noqa: E402
+from tasks.curves import Rows  # noqa: E402
 from tasks.vision.errors import RefitError  # noqa: E402
 
-EMBEDDED = "sqlite:///mlflow.db"
+DATABASE = Path("mlflow.db")
+EMBEDDED = f"sqlite:///{DATABASE}"
 CHAMPION = "champion"
 CHALLENGER = "challenger"  # only while a version is fetched back, before it is promoted
 PREVIOUS = "previous"  # the champion before this one: what a rollback returns to
@@ -50,6 +57,34 @@ ROLLED_BACK = "rolled_back"  # a version's tag: why it must not become champion 
 # What a service needs to run the registered file.
 SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime-gpu", "pandas", "pillow")
 PARENT = "mlflow.parentRunId"  # MLflow's own tag for nested runs
+# Columns of a training's rows that are no figures of it.
+NOT_DRAWN = {"epoch", "attempt", "time"}
+Point = tuple[str, int]  # a metric and its step
+# The columns that matter: MLflow's own table of runs shows no figures until they are chosen.
+COLUMNS = (
+    "metrics.`val_f1_macro`",
+    "metrics.`test_f1_macro`",
+    "metrics.`test_accuracy`",
+    "metrics.`test_ece`",
+    "tags.`verdict`",
+    "tags.`initialised_from`",
+    "params.`fine_tune.unfreeze`",
+    "params.`fine_tune.lr`",
+    "attributes.`Dataset`",
+    "attributes.`Models`",
+)
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # pages of training, not of chat models
+    # A saved view as MLflow's pages write it: in the menu "Views" above the runs.
+    "mlflow.sharedViewState.candidates": json.dumps(
+        {
+            "name": "Candidates",
+            "createdAt": 0,
+            "updatedAt": 0,
+            "state": json.dumps({"selectedColumns": COLUMNS}),
+        }
+    ),
+}
 # Two names for one thing that is not there: MLflow says either, by the kind of its store.
 _MISSING = {ErrorCode.Name(code) for code in (INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST)}
 
@@ -66,18 +101,34 @@ def session(experiment: str) -> Iterator[tuple[MlflowClient, str]]:
     Raises:
         RefitError: the server does not answer, or refuses; the message names it.
     """
-    mlflow.set_tracking_uri(uri())
     try:
         # A new SQLite file is broken for good when two processes make its tables at once.
         with FileLock("mlflow.db.lock"):
+            if uri() == EMBEDDED and not DATABASE.exists():
+                _make_database()
+            mlflow.set_tracking_uri(uri())
             found = mlflow.set_experiment(experiment)
-        yield MlflowClient(), found.experiment_id
+        client = MlflowClient()
+        for name, value in EXPERIMENT_TAGS.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
+        yield client, found.experiment_id
     except (MlflowException, RequestException) as error:
         first_line = str(error).splitlines()[0]
         raise RefitError(
             f"MLflow at {uri()} failed: {first_line}\nNothing trained is lost: "
             "`python -m tasks.register` (or the next retrain) picks it up from data/"
         ) from error
+
+
+def _make_database() -> None:
+    """Make the embedded database whole or not at all: one half made is broken for good."""
+    for left in Path().glob(f".{DATABASE}.*"):  # by a process that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f".{DATABASE}.", dir=Path.cwd()) as folder:
+        made = Path(folder) / DATABASE
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        made.replace(DATABASE)
 
 
 def find_run(
@@ -96,6 +147,28 @@ def find_run(
     return runs[0] if runs else None
 
 
+def open_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    resumed: Run | None = None,
+    start_time: int | None = None,
+) -> str:
+    """Create a run, or open one again, with these tags; return its id.
+
+    `start_time`, in milliseconds since 1970, is when a new one began; now, by default.
+    """
+    if resumed is None:
+        made = client.create_run(experiment_id, start_time, dict(tags), name)
+        return str(made.info.run_id)
+    run_id = str(resumed.info.run_id)
+    if resumed.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    set_tags(client, run_id, tags)
+    return run_id
+
+
 @contextmanager
 def run(
     client: MlflowClient,
@@ -103,10 +176,13 @@ def run(
     name: str,
     tags: Mapping[str, str],
     resumed: Run | None = None,
+    end_time: int | None = None,
 ) -> Iterator[str]:
-    """Open a run, or go on with one, and yield its id; it ends FINISHED, or FAILED on an error."""
-    opened = resumed or client.create_run(experiment_id, tags=dict(tags), run_name=name)
-    run_id = str(opened.info.run_id)
+    """Open a run, or go on with one, and yield its id; it ends FINISHED, or FAILED on an error.
+
+    `end_time`, in milliseconds since 1970, is when it ended; now, by default.
+    """
+    run_id = open_run(client, experiment_id, name, tags, resumed)
     try:
         yield run_id
     except BaseException:
@@ -114,29 +190,70 @@ def run(
         with suppress(MlflowException):
             client.set_terminated(run_id, "FAILED")
         raise
-    client.set_terminated(run_id, "FINISHED")
+    client.set_terminated(run_id, "FINISHED", end_time)
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log the params that a run does not have yet; MLflow refuses to change one."""
+    known = client.get_run(run_id).data.params
+    new = [Param(name, str(value)) for name, value in params.items() if name not in known]
+    for start in range(0, len(new), 100):  # the server's limit for a batch
+        client.log_batch(run_id, params=new[start : start + 100])
 
 
 def log_metrics(client: MlflowClient, run_id: str, scores: Mapping[str, float | None]) -> None:
-    """Log single figures; undefined ones (None) are left out."""
-    now = int(time.time() * 1000)
-    found = [Metric(name, value, now, 0) for name, value in scores.items() if value is not None]
+    """Log single figures; undefined ones (None) are left out, and those that the run has."""
+    now, known = int(time.time() * 1000), client.get_run(run_id).data.metrics
+    new = {name: value for name, value in scores.items() if value != known.get(name)}
+    found = [Metric(name, value, now, 0) for name, value in new.items() if value is not None]
     client.log_batch(run_id, metrics=found)
 
 
+def points_of(client: MlflowClient, run_id: str, prefix: str) -> set[Point]:
+    """Return the points of the curve under `<prefix>/` that a run has."""
+    keys = [key for key in client.get_run(run_id).data.metrics if key.startswith(f"{prefix}/")]
+    return {(key, point.step) for key in keys for point in client.get_metric_history(run_id, key)}
+
+
 def log_curve(
-    client: MlflowClient, run_id: str, prefix: str, rows: list[dict[str, float | None]]
-) -> None:
-    """Log a training curve under `<prefix>/<column>`, one step an epoch."""
+    client: MlflowClient, run_id: str, prefix: str, rows: Rows, known: Set[Point] = frozenset()
+) -> set[Point]:
+    """Log a training curve under `<prefix>/<column>`, one step an epoch; return its points.
+
+    Args:
+        client: of the server.
+        run_id: of the run.
+        prefix: the stage's.
+        rows: the epochs; `time` is when one was, in milliseconds since 1970: now, by default.
+        known: points that the run has, which are left out: MLflow would keep both.
+    """
     now = int(time.time() * 1000)
     points = [
-        Metric(f"{prefix}/{name}", value, now, int(row["epoch"] or 0))
+        Metric(f"{prefix}/{name}", value, row.get("time", now), int(row["epoch"]))
         for row in rows
         for name, value in row.items()
-        if name != "epoch" and value is not None
+        if name not in NOT_DRAWN and value is not None
     ]
-    for start in range(0, len(points), 1000):  # the server's limit for a batch
-        client.log_batch(run_id, metrics=points[start : start + 1000])
+    new = [point for point in points if (point.key, point.step) not in known]
+    for start in range(0, len(new), 1000):  # the server's limit for a batch
+        client.log_batch(run_id, metrics=new[start : start + 1000])
+    return {(point.key, point.step) for point in points}
+
+
+def watch_machine(run_id: str, seconds: float) -> SystemMetricsMonitor:
+    """Log the load of processor, memory, disk, network and GPU to a run, now and then.
+
+    The monitor ends itself when the server does not answer or the run is no longer running; a new
+    one goes on after the steps that there are.
+    """
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=True)
+    monitor.start()
+    return monitor
+
+
+def is_watched() -> bool:
+    """Whether a monitor of `watch_machine` is at work in this process."""
+    return any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

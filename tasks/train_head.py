@@ -172,7 +172,7 @@ def main() -> None:
             pictures=(train, val),
         )
         recipe = training.recipe_of(head, seed, where)
-        fitted = place.fit(made, recipe, f"head {name}", identity)
+        fitted = place.fit(made, recipe, f"head {name}", identity, head)
         program.refuse_divergence(fitted.diverged, "head.lr", head.lr)
         if processes.is_first:
             models.save(files.MODELS / name / "head.safetensors", fitted.weights, spec)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from tasks import params, program
+from tasks import curves, files, params, program
 from tasks.fingerprint import fingerprint
 from tasks.packed import Pictures
 from tasks.vision import device
@@ -28,8 +29,7 @@ from tasks.vision.parallel import Processes
 from tasks.vision.recipes import Recipe
 from tasks.vision.steps import Training
 
-# Not a stage's output: DVC removes those before a stage runs, and hands out old ones.
-CHECKPOINTS = Path("data/checkpoints")
+SENT_AFTER = 5.0  # seconds; a shorter training never pays for a process that follows it
 
 
 def recipe_of(block: params.Training, seed: int, where: torch.device) -> Recipe:
@@ -58,6 +58,79 @@ def identity(*parts: Any, pictures: tuple[Pictures, ...]) -> str:
     return fingerprint(*parts, shown, torch.__version__, sources=sources)
 
 
+class Sender:
+    """The process that shows a training in MLflow while it lasts: `tasks.live`.
+
+    What goes wrong there stays there: training neither imports MLflow, nor waits, nor reads.
+
+    Args:
+        stage: that trains.
+        candidate: that is trained.
+        log: file for what the process has to say.
+    """
+
+    def __init__(self, stage: str, candidate: str, log: Path) -> None:
+        self._command = [sys.executable, "-m", "tasks.live", stage, candidate]
+        self._log = log
+        self._due = float("inf")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, seconds: float) -> None:
+        """Let it start at the first look after so many seconds."""
+        self._due = time.monotonic() + seconds
+
+    def look(self) -> None:
+        """Start it if it is time."""
+        if time.monotonic() < self._due:
+            return
+        self._due = float("inf")
+        # Its standard input is a pipe that closes when the stage is gone, however it went. Its
+        # output is not the stage's: who reads that to its end would wait for this process too.
+        with suppress(OSError), self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def end(self, status: str) -> None:
+        """Tell it how the stage ended, and do not wait for it."""
+        pipe = self._process and self._process.stdin
+        if pipe and not pipe.closed:
+            with suppress(OSError), pipe:
+                pipe.write(status.encode())
+
+
+class Journal:
+    """`live.jsonl`: what trains, then its epochs as they come, for others to follow.
+
+    Args:
+        path: the file.
+        training: its identity.
+        figures: the params that it trains with.
+        resumed: whether it goes on where it was interrupted; its epochs keep their times then.
+    """
+
+    def __init__(
+        self, path: Path, training: str, figures: dict[str, Any], *, resumed: bool
+    ) -> None:
+        head, *rows = (curves.read_lines(path) if resumed else []) or [{}]
+        self._path, self._attempt = path, -1
+        known = rows if head.get("training") == training else []
+        self._known = {(row["attempt"], row["epoch"]): row for row in known}
+        self._write("w", {"training": training, "params": figures})
+
+    def add(self, epoch: Epoch, rate: float | None) -> None:
+        """Append an epoch and the pictures a second; a second attempt begins at epoch 0 again."""
+        self._attempt += epoch.epoch == 0
+        row = {"attempt": self._attempt, **epoch.as_row()}
+        known = self._known.get((self._attempt, epoch.epoch), {})
+        now = {"time": int(time.time() * 1000), "pictures_per_second": rate}
+        self._write("a", known if row.items() <= known.items() else {**row, **now})
+
+    def _write(self, mode: str, line: dict[str, Any]) -> None:
+        with self._path.open(mode, encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one stage of one candidate keeps what outlives a crash.
@@ -65,28 +138,46 @@ class Place:
     Attributes:
         folder: `data/checkpoints/<stage>/<candidate>`.
         processes: those that train together; the first alone writes.
+        sender: shows the training in MLflow.
     """
 
     folder: Path
     processes: Processes
+    sender: Sender
 
-    def fit(self, training: Training, recipe: Recipe, name: str, identity: str) -> Fitted:
+    def fit(
+        self, training: Training, recipe: Recipe, name: str, identity: str, block: params.Training
+    ) -> Fitted:
         """Train with a progress bar, going on from where a killed run of this identity stood.
 
-        Each epoch's row is also appended to `live.jsonl`, with the seconds since the start and the
-        pictures a second, so that others can follow without being waited for.
+        Each epoch's row is also appended to `live.jsonl`, so that others can follow without being
+        waited for.
+
+        Args:
+            training: what is trained.
+            recipe: how.
+            name: for the bar.
+            identity: of this training.
+            block: the params behind `recipe`, to be shown beside the epochs.
         """
+        checkpoints = self.folder / identity
+        journal = None
+        if self.processes.is_first:
+            resumed = checkpoints.exists()
+            path, figures = self.folder / "live.jsonl", block.model_dump()
+            journal = Journal(path, identity, figures, resumed=resumed)
+            # One that goes on may have little left, and a run in MLflow that says KILLED.
+            self.sender.begin(0.0 if resumed else SENT_AFTER)
         with bar(name, recipe.epochs * len(training.labels), self.processes) as shown:
             return fit(
                 training,
                 recipe,
-                listener=self._listener(shown, len(training.labels)),
+                listener=self._listener(shown, len(training.labels), journal),
                 processes=self.processes,
-                checkpoints=self.folder / identity,
+                checkpoints=checkpoints,
             )
 
-    def _listener(self, shown: tqdm[Any], pictures: int) -> Listener:
-        live = self.folder / "live.jsonl"
+    def _listener(self, shown: tqdm[Any], pictures: int, journal: Journal | None) -> Listener:
         started = time.monotonic()
 
         def on_epoch(row: Epoch) -> None:
@@ -101,14 +192,16 @@ class Place:
                 val_f1=f"{row.val_f1_macro:.4f}",
                 refresh=False,
             )
-            if self.processes.is_first:
-                seconds = time.monotonic() - started
-                rate = (shown.n - shown.initial) / seconds
-                line = {**row.as_row(), "seconds": seconds, "pictures_per_second": rate}
-                with live.open("w" if row.epoch == 0 else "a") as file:
-                    file.write(json.dumps(line) + "\n")
+            if journal:
+                seen = shown.n - shown.initial
+                journal.add(row, seen / (time.monotonic() - started) if seen else None)
+                self.sender.look()
 
-        return Listener(on_epoch, shown.update, say_in(self.processes))
+        def on_pictures(count: int) -> None:
+            shown.update(count)
+            self.sender.look()
+
+        return Listener(on_epoch, on_pictures, say_in(self.processes))
 
     def clear(self) -> None:
         """Remove the checkpoints: the stage's output is written."""
@@ -125,7 +218,7 @@ def place(stage: str, candidate: str, processes: Processes) -> Iterator[Place]:
     Raises:
         RefitError: another process holds it.
     """
-    folder = CHECKPOINTS / stage / candidate
+    folder = files.CHECKPOINTS / stage / candidate
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -136,9 +229,15 @@ def place(stage: str, candidate: str, processes: Processes) -> Iterator[Place]:
             f"another process runs {stage} {candidate} ({lock.lock_file} is locked): "
             "wait for it, or end it"
         ) from None
+    sender = Sender(stage, candidate, folder / "sender.log")
     try:
-        yield Place(folder, processes)
+        yield Place(folder, processes, sender)
+        sender.end("FINISHED")
+    except Exception:
+        sender.end("FAILED")
+        raise
     finally:
+        sender.end("")  # interrupted; it ends its run as one that was killed
         lock.release()
 
 

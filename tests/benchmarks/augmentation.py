@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,19 +77,22 @@ def main() -> None:
         "none": lambda: network_input(pixels, spec, where),
     }
     for name, way in WAYS.items():
-        calls[name] = lambda way=way: augmented_input(pixels, spec, where, way, seeds)
+        calls[name] = partial(augmented_input, pixels, spec, where, way, seeds)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 1):
         for name, call in calls.items():
-            times = milliseconds(call, where)
+            cost = milliseconds(call, where)
             if turn:  # the first warms up
-                taken[name].append(times)
+                taken[name].append(cost)
     print(f"{arch}, {where.type}, {torch.get_num_threads()} threads\n")
     print("| | ms a picture | CPU ms | share of the step |")
     print("|---|---:|---:|---:|")
-    step = statistics.median(wall for wall, _ in taken["training step, every layer"])
-    for name, times in taken.items():
-        wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    medians = {
+        name: (statistics.median(wall for wall, _ in rows), statistics.median(c for _, c in rows))
+        for name, rows in taken.items()
+    }
+    step, _ = medians["training step, every layer"]
+    for name, (wall, cpu) in medians.items():
         print(f"| {name} | {wall:.2f} | {cpu:.2f} | {wall / step:.0%} |")
 
 
