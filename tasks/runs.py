@@ -99,16 +99,18 @@ def trained_as(
 ) -> tracking.Run | None:
     """Return the run in which a stage was followed that left the curve of `data/reports`, or None.
 
-    A head may be followed by several fine-tunings: one that has its own is none of this head only.
+    A head may be followed by several fine-tunings: a run that has one, followed or logged whole,
+    is none of the head alone.
     """
     found, curve = curves.read_live(curves.live_of(candidate, key)), curves.curve_of(candidate, key)
     if found is None or not curve.exists() or not found.is_of(curves.read_curve(curve)):
         return None
     tags = {"candidate": candidate, f"training.{key}": found.training}
     run = tracking.find_run(client, experiment, tags, finished=False)
-    if run and key == "head" and "training.fine_tune" in run.data.tags:
-        return None
-    return run
+    if run is None or key != "head":
+        return run
+    whole = "model_sha256" in run.data.tags and run.info.status == "FINISHED"
+    return None if whole or "training.fine_tune" in run.data.tags else run
 
 
 def sender_lock(candidate: str, key: str) -> FileLock:

@@ -224,6 +224,11 @@ def belongs_to_its_curve(client: tracking.MlflowClient, experiment: str) -> None
     found = runs.trained_as(client, experiment, "toy", "head")
     assert found is not None
     assert found.info.run_id == run_id
+    client.set_tag(run_id, "model_sha256", "c")
+    assert runs.trained_as(client, experiment, "toy", "head") is not None  # it was interrupted
+    client.set_terminated(run_id, "FINISHED")
+    assert runs.trained_as(client, experiment, "toy", "head") is None
+    client.update_run(run_id, status="RUNNING")
     client.set_tag(run_id, "training.fine_tune", "b")
     assert runs.trained_as(client, experiment, "toy", "head") is None
 
