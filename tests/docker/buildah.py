@@ -82,6 +82,9 @@ class Store:
             command = ["debootstrap", "--variant=minbase", SUITE, str(root)]
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         assert done.returncode == 0, (self.folder / "debootstrap.log").read_text()[-2000:]
+        # The published image has no lists and packages of apt in it either.
+        for left in (*root.glob("var/lib/apt/lists/*_*"), *root.glob("var/cache/apt/**/*.*")):
+            left.unlink()
         container = self.run("from", "scratch")
         self.run("add", "--quiet", container, str(root), "/")
         self.run("commit", "--quiet", "--rm", container, argument("BASE"))
@@ -137,10 +140,10 @@ class Image:
         """Return the folders of its layers, each with what that layer brought."""
         storage = self.store.storage
         known = json.loads((storage / "overlay-layers/layers.json").read_text())
-        folders = {
-            layer["diff-digest"]: storage / "overlay" / layer["id"] / "diff" for layer in known
-        }
-        return [folders[digest] for digest in self.about()["OCIv1"]["rootfs"]["diff_ids"]]
+        # A container's own layer has no digest.
+        ids = {layer.get("diff-digest"): layer["id"] for layer in known}
+        digests = self.about()["OCIv1"]["rootfs"]["diff_ids"]
+        return [storage / "overlay" / ids[digest] / "diff" for digest in digests]
 
     def size(self) -> str:
         """Return the size as buildah says it."""
