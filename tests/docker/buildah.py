@@ -171,16 +171,14 @@ class Container:
         given += [f"--env={name}={value}" for name, value in environment.items()]
         return [BUILDAH, "run", *given, self.name, "--", *command]
 
-    def run(
-        self, *command: str, timeout: float = 600, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             self._command(command, environment),
             env=self.image.store.environment(),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=600,
             check=False,
         )
 
@@ -219,7 +217,7 @@ class Container:
         """Run the image's own health check, at another port than its own."""
         kind, *command = self.image.config()["Healthcheck"]["Test"]
         assert kind == "CMD"
-        return self.run(*moved(command, port), timeout=60).returncode == 0
+        return self.run(*moved(command, port)).returncode == 0
 
 
 def moved(command: Sequence[str], port: int) -> list[str]:
