@@ -31,6 +31,9 @@ setup: .venv/.synced  ## Make .venv with the exact packages of requirements.lock
 lock: .venv/.synced  ## Compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --quiet -o requirements.lock
+	sed -nE 's/^onnxruntime-gpu==([^ ;]+).*/onnxruntime==\1/p' requirements.lock \
+		| $(BIN)/uv pip compile - --no-deps --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --quiet -o docker/onnxruntime.lock
 
 .PHONY: demo
 demo: setup  ## Retrain on real pictures, end to end (DEMO_IMAGES=all takes every picture)
@@ -45,6 +48,15 @@ retrain: setup  ## Retrain on what is in data/raw: only what is new is computed
 .PHONY: test
 test: setup  ## Run every test
 	$(BIN)/python -m pytest
+
+.PHONY: test-docker
+test-docker: docker-tools setup  ## Build both images and use them: root, ten minutes, 30 GB for that time
+	$(BIN)/python -m pytest tests/docker/images.py
+
+.PHONY: docker-tools
+docker-tools:
+	@for tool in buildah debootstrap; do command -v $$tool >/dev/null || { echo "make: no $$tool here, which builds the images without an engine: install it (Debian, Ubuntu: apt install $$tool)" >&2; exit 1; }; done
+	@test "$$(id -u)" = 0 || { echo "make: test-docker changes roots and mounts, which only root may: sudo make test-docker" >&2; exit 1; }
 
 .PHONY: lint
 lint: setup  ## Lint, check the format and the types
