@@ -1,0 +1,177 @@
+"""The servers of docker/compose.yaml without containers: the same programs and settings."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from tests.pipeline.project import Project
+from tests.stack import postgres, processes, s3
+from tests.stack.postgres import Postgres
+
+BUCKET = "refit-artifacts"
+PROGRAMS = Path(sys.executable).parent
+# What may be written down; the passwords come by the environment alone.
+AUTH = """[mlflow]
+default_permission = READ
+database_uri = postgresql:///mlflow
+"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running server.
+
+    Attributes:
+        url: on loopback.
+        secrets: what only it and its clients may know.
+        client: what a client needs in its environment.
+    """
+
+    url: str
+    secrets: tuple[str, ...]
+    client: Mapping[str, str]
+
+
+@contextmanager
+def mlflow(
+    folder: Path,
+    database: Postgres,
+    store: s3.S3 | None = None,
+    before: Service | None = None,
+) -> Iterator[Service]:
+    """Run MLflow's server with basic auth, PostgreSQL and an artifact proxy before `store`.
+
+    Args:
+        folder: gets its log, and the artifacts if there is no store.
+        database: keeps runs, registry and users.
+        store: keeps the artifacts; clients need no access to it.
+        before: the server that is started again.
+    """
+    url = before.url if before else f"http://127.0.0.1:{processes.free_port()}"
+    host = url.removeprefix("http://")
+    password, key = before.secrets if before else (secrets.token_hex(16), secrets.token_hex(16))
+    auth = folder / "basic_auth.ini"
+    auth.write_text(AUTH)
+    where = f"s3://{BUCKET}/mlflow" if store else str(folder / "artifacts")
+    command = [
+        *(str(PROGRAMS / "mlflow"), "server", "--app-name", "basic-auth", "--workers", "1"),
+        *("--host", "127.0.0.1", "--port", host.partition(":")[2], "--allowed-hosts", host),
+        *("--backend-store-uri", "postgresql:///mlflow"),
+        *("--serve-artifacts", "--artifacts-destination", where),
+    ]
+    environment = {
+        **Project(folder).environment(),
+        **database.environment(),
+        **(store.environment() if store else {}),
+        "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "refit",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    client = {
+        "MLFLOW_TRACKING_URI": url,
+        "MLFLOW_TRACKING_USERNAME": "refit",
+        "MLFLOW_TRACKING_PASSWORD": password,
+    }
+
+    def ready() -> bool:
+        return requests.get(f"{url}/health", timeout=2).ok
+
+    log = folder / "mlflow.log"
+    with processes.running(command, ready, log, environment, cwd=folder):
+        yield Service(url, (password, key), client)
+
+
+@contextmanager
+def prefect(folder: Path, database: Postgres) -> Iterator[Service]:
+    """Run Prefect's server with PostgreSQL and basic auth."""
+    port = processes.free_port()
+    password = secrets.token_hex(16)
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **Project(folder).environment(),
+        **database.environment(),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg:///prefect",
+        "PREFECT_SERVER_API_AUTH_STRING": f"refit:{password}",
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [
+        *(str(PROGRAMS / "prefect"), "server", "start"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    client = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": f"refit:{password}"}
+
+    def ready() -> bool:
+        return requests.get(f"{url}/health", timeout=2).ok
+
+    log = folder / "prefect.log"
+    with processes.running(command, ready, log, environment, cwd=folder):
+        yield Service(url, (password,), client)
+
+
+class Stack:
+    """All servers of a deployment.
+
+    Attributes:
+        folder: holds a log of each.
+        database: of both.
+        store: of artifacts and of DVC.
+        mlflow: runs and registry.
+        prefect: flows.
+    """
+
+    def __init__(self, folder: Path, running: ExitStack) -> None:
+        """Start all of them; `running` ends them."""
+        self.folder = folder
+        self.database = running.enter_context(postgres.running(folder / "postgres.log"))
+        self.store = running.enter_context(s3.running(folder / "s3.log", BUCKET))
+        self._tracker = running.enter_context(ExitStack())
+        # The two start together: each takes ten seconds and more.
+        with ThreadPoolExecutor() as pool:
+            tracker = pool.submit(
+                self._tracker.enter_context, mlflow(folder, self.database, self.store)
+            )
+            flows = pool.submit(running.enter_context, prefect(folder, self.database))
+        self.mlflow, self.prefect = tracker.result(), flows.result()
+
+    def mlflow_down(self) -> None:
+        """Stop MLflow's server."""
+        self._tracker.close()
+
+    def mlflow_up(self) -> None:
+        """Start it again, with the same port, passwords and state."""
+        again = mlflow(self.folder, self.database, self.store, self.mlflow)
+        self._tracker.enter_context(again)
+
+    def environment(self) -> dict[str, str]:
+        """Return what a worker needs in its environment: addresses, names and secrets."""
+        store = self.store.environment()
+        del store["MLFLOW_S3_ENDPOINT_URL"]  # the artifacts go through MLflow
+        return {**self.mlflow.client, **self.prefect.client, **store}
+
+    def secrets(self) -> list[str]:
+        """Return everything that no log and no file may hold."""
+        return [
+            *(self.database.password, self.store.secret),
+            *(*self.mlflow.secrets, *self.prefect.secrets),
+        ]
+
+
+@contextmanager
+def stack(folder: Path) -> Iterator[Stack]:
+    """Run all servers, new and empty."""
+    with ExitStack() as running:
+        yield Stack(folder, running)
