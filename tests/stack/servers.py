@@ -76,6 +76,7 @@ def mlflow(
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes for what Refit does not use
         "DO_NOT_TRACK": "true",
     }
     client = {

@@ -39,7 +39,7 @@ class SmallDisk(Project):
             f"--target={self.holder}",
             "--user",
             "--mount",
-            f"--wd={self.root}",
+            f"--wdns={self.root}",
             *command,
         )
 

@@ -105,7 +105,7 @@ def test_while_a_checkpoint_is_written(reference: Project, disk: SmallDisk) -> N
 def test_while_dvc_keeps_a_result(reference: Project, disk: SmallDisk) -> None:
     lock = disk.path("dvc.lock").read_bytes()
     disk.change_params(lambda params: params["prepare"].update(resize=80))
-    disk.fill(2_000_000)
+    disk.fill(1_600_000)
     done = disk.run("dvc", "repro", "--single-item", "prepare")
     print(done.stdout, done.stderr, disk.free())
     assert done.returncode != 0

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.pipeline.project import Project, make_project
-from tests.stack import flow_runs, servers
+from tests.stack import flow_runs, postgres, servers
 from tests.stack.processes import wait_for
 
 
@@ -52,7 +52,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("servers")
     project = make_project(folder / "project", each=40)
     project.change_params(one_candidate)
-    project.ok("git", "commit", "-qam", "one candidate")
+    project.ok("dvc", "remote", "add", "--default", "store", f"s3://{servers.BUCKET}/dvc")
+    project.ok("git", "commit", "-qam", "one candidate, a remote")
     with ExitStack() as running:
         stack = running.enter_context(servers.stack(folder))
         deployment = flow_runs.Deployment(stack.prefect, project)
@@ -141,6 +142,38 @@ def test_a_tracking_server_that_dies_midway_costs_no_training(site: Site) -> Non
     assert site.project.started(site.deployment.logged(again)) == []
     summary = json.loads(site.project.path("data/reports/summary.json").read_text())
     assert summary["registered_version"] == "2"
+
+
+def test_all_state_comes_back_from_its_back_up(site: Site, tmp_path: Path) -> None:
+    project, stack = site.project, site.stack
+    project.ok("git", "add", "dvc.lock", "data/raw.dvc")
+    project.ok("git", "commit", "-qam", "retrained")
+    project.ok("dvc", "push", **stack.store.environment())
+    for name in postgres.DATABASES:
+        stack.database.run("pg_dump", "--format=custom", f"--file={tmp_path / name}.dump", name)
+    with (
+        postgres.running(tmp_path / "postgres.log") as database,
+        ExitStack() as running,
+    ):
+        for name in postgres.DATABASES:
+            database.run("pg_restore", f"--dbname={name}", str(tmp_path / f"{name}.dump"))
+        assert b"retrain" in database.run("psql", "prefect", "-c", "SELECT name FROM flow")
+        stack.mlflow_down()
+        again = servers.mlflow(tmp_path, database, stack.store, stack.mlflow)
+        tracker = running.enter_context(again)
+        clone = Project(tmp_path / "clone")
+        project.ok("git", "clone", "-q", ".", str(clone.root))
+        clone.ok("dvc", "pull", **stack.store.environment())
+        assert "up to date" in clone.ok("dvc", "repro")
+        done = clone.retrain(**tracker.client)
+        assert done.returncode == 0, done.stderr
+        assert clone.started(done.stdout + done.stderr) == []
+        summary = json.loads(clone.path("data/reports/summary.json").read_text())
+        assert summary["registered_version"] == "2"
+        picture = str(next(clone.path("data/raw").rglob("*.png")))
+        model = "models:/refit@champion"
+        said = clone.ok(sys.executable, "-m", "tasks.predict", model, picture, **tracker.client)
+        assert picture in said
 
 
 def test_no_secret_is_written_down_anywhere(site: Site) -> None:
