@@ -171,12 +171,16 @@ class Registry:
         """Return the kept versions' runs and the workspace's, with those nested in them."""
         needed = {version.tags["run_id"] for version in self.versions}
         needed |= {str(summary().get("run_id", ""))}
-        for run in tracking.all_runs(self._client, self._experiment):
-            run_id = str(run.info.run_id)
-            if run_id in needed or run.info.status == "RUNNING":
-                tags = run.data.tags
-                needed |= {run_id, tags.get(tracking.PARENT, "")}
+        known = tracking.all_runs(self._client, self._experiment)
+        needed |= {str(run.info.run_id) for run in known if run.info.status == "RUNNING"}
+        parents = needed.copy()
+        for run in known:
+            tags = run.data.tags
+            if run.info.run_id in parents:
+                # A candidate that did not change has its run under an earlier retrain.
                 needed |= {value for name, value in tags.items() if name.startswith("run.")}
+            if tags.get(tracking.PARENT) in parents:
+                needed.add(str(run.info.run_id))
         return needed
 
     @staticmethod

@@ -35,13 +35,11 @@ class S3:
     secret: str
 
     def environment(self) -> dict[str, str]:
-        """Return what every S3 client reads, MLflow's among them."""
+        """Return what every S3 client reads, but for the address."""
         return {
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.url,
-            "MLFLOW_S3_ENDPOINT_URL": self.url,
         }
 
     def client(self, service: str) -> Any:

@@ -16,13 +16,36 @@ from tests.pipeline.project import Project
 from tests.stack import postgres, processes, s3
 from tests.stack.postgres import Postgres
 
-BUCKET = "refit-artifacts"
+ARTIFACTS, DVC = "refit-artifacts", "refit-dvc"  # buckets
 PROGRAMS = Path(sys.executable).parent
+# These are docker/compose.yaml's, as they stand there; test_compose.py holds the two together.
+MLFLOW = [
+    *("mlflow", "server", "--host=0.0.0.0", "--port=5000", "--workers=2"),
+    *("--app-name=basic-auth", "--backend-store-uri=postgresql:///mlflow"),
+    *("--serve-artifacts", "--artifacts-destination=s3://refit-artifacts/mlflow"),
+    "--allowed-hosts=mlflow:5000,localhost:5000,127.0.0.1:5000",
+]
+PREFECT = ["prefect", "server", "start", "--host=0.0.0.0", "--port=4200"]
 # What may be written down; the passwords come by the environment alone.
 AUTH = """[mlflow]
 default_permission = READ
 database_uri = postgresql:///mlflow
 """
+TELEMETRY = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def native(command: list[str], port: str) -> list[str]:
+    """Return a service's command as it runs without a container: on loopback, on a free port."""
+    program, *arguments = command
+    here = {"0.0.0.0": "127.0.0.1", "5000": port, "4200": port}  # noqa: S104 - not listened on
+    for name, found in here.items():
+        arguments = [argument.replace(name, found) for argument in arguments]
+    return [str(PROGRAMS / program), *arguments]
 
 
 @dataclass(frozen=True)
@@ -40,44 +63,44 @@ class Service:
     client: Mapping[str, str]
 
 
+def mlflow_environment(
+    database: Postgres, store: s3.S3, auth: Path, password: str, key: str
+) -> dict[str, str]:
+    """Return what MLflow's server reads."""
+    return {
+        **TELEMETRY,
+        **database.environment(),
+        **store.environment(),
+        "MLFLOW_S3_ENDPOINT_URL": store.url,
+        "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "refit",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
+        # Six processes for jobs that Refit has none of.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+
+
 @contextmanager
 def mlflow(
-    folder: Path,
-    database: Postgres,
-    store: s3.S3 | None = None,
-    before: Service | None = None,
+    folder: Path, database: Postgres, store: s3.S3, before: Service | None = None
 ) -> Iterator[Service]:
     """Run MLflow's server with basic auth, PostgreSQL and an artifact proxy before `store`.
 
     Args:
-        folder: gets its log, and the artifacts if there is no store.
+        folder: gets its log.
         database: keeps runs, registry and users.
         store: keeps the artifacts; clients need no access to it.
         before: the server that is started again.
     """
     url = before.url if before else f"http://127.0.0.1:{processes.free_port()}"
-    host = url.removeprefix("http://")
     password, key = before.secrets if before else (secrets.token_hex(16), secrets.token_hex(16))
-    auth = folder / "basic_auth.ini"
+    auth = folder / "mlflow_auth.ini"
     auth.write_text(AUTH)
-    where = f"s3://{BUCKET}/mlflow" if store else str(folder / "artifacts")
-    command = [
-        *(str(PROGRAMS / "mlflow"), "server", "--app-name", "basic-auth", "--workers", "1"),
-        *("--host", "127.0.0.1", "--port", host.partition(":")[2], "--allowed-hosts", host),
-        *("--backend-store-uri", "postgresql:///mlflow"),
-        *("--serve-artifacts", "--artifacts-destination", where),
-    ]
+    port = url.rpartition(":")[2]
     environment = {
         **Project(folder).environment(),
-        **database.environment(),
-        **(store.environment() if store else {}),
-        "MLFLOW_AUTH_CONFIG_PATH": str(auth),
-        "MLFLOW_AUTH_ADMIN_USERNAME": "refit",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes for what Refit does not use
-        "DO_NOT_TRACK": "true",
+        **mlflow_environment(database, store, auth, password, key),
     }
     client = {
         "MLFLOW_TRACKING_URI": url,
@@ -88,38 +111,39 @@ def mlflow(
     def ready() -> bool:
         return requests.get(f"{url}/health", timeout=2).ok
 
-    log = folder / "mlflow.log"
-    with processes.running(command, ready, log, environment, cwd=folder):
+    command = native(MLFLOW, port)
+    with processes.running(command, ready, folder / "mlflow.log", environment, cwd=folder):
         yield Service(url, (password, key), client)
+
+
+def prefect_environment(folder: Path, database: Postgres, password: str) -> dict[str, str]:
+    """Return what Prefect's server reads."""
+    return {
+        **TELEMETRY,
+        "PREFECT_HOME": str(folder / "prefect"),
+        **database.environment(),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg:///prefect",
+        "PREFECT_SERVER_API_AUTH_STRING": f"refit:{password}",
+    }
 
 
 @contextmanager
 def prefect(folder: Path, database: Postgres) -> Iterator[Service]:
     """Run Prefect's server with PostgreSQL and basic auth."""
-    port = processes.free_port()
-    password = secrets.token_hex(16)
+    port, password = str(processes.free_port()), secrets.token_hex(16)
     url = f"http://127.0.0.1:{port}/api"
     environment = {
         **Project(folder).environment(),
-        **database.environment(),
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg:///prefect",
-        "PREFECT_SERVER_API_AUTH_STRING": f"refit:{password}",
-        "PREFECT_API_URL": url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
+        **prefect_environment(folder, database, password),
+        "PREFECT_SERVER_UI_API_URL": url,
     }
-    command = [
-        *(str(PROGRAMS / "prefect"), "server", "start"),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
     client = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": f"refit:{password}"}
 
     def ready() -> bool:
         return requests.get(f"{url}/health", timeout=2).ok
 
-    log = folder / "prefect.log"
-    with processes.running(command, ready, log, environment, cwd=folder):
+    command = native(PREFECT, port)
+    with processes.running(command, ready, folder / "prefect.log", environment, cwd=folder):
         yield Service(url, (password,), client)
 
 
@@ -138,7 +162,7 @@ class Stack:
         """Start all of them; `running` ends them."""
         self.folder = folder
         self.database = running.enter_context(postgres.running(folder / "postgres.log"))
-        self.store = running.enter_context(s3.running(folder / "s3.log", BUCKET))
+        self.store = running.enter_context(s3.running(folder / "s3.log", ARTIFACTS, DVC))
         self._tracker = running.enter_context(ExitStack())
         # The two start together: each takes ten seconds and more.
         with ThreadPoolExecutor() as pool:
@@ -159,8 +183,7 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """Return what a worker needs in its environment: addresses, names and secrets."""
-        store = self.store.environment()
-        del store["MLFLOW_S3_ENDPOINT_URL"]  # the artifacts go through MLflow
+        store = {**self.store.environment(), "AWS_ENDPOINT_URL": self.store.url}
         return {**self.mlflow.client, **self.prefect.client, **store}
 
     def secrets(self) -> list[str]:

@@ -45,7 +45,8 @@ def over_ssh(folder: Path) -> Iterator[Remote]:
 @contextmanager
 def in_s3(folder: Path) -> Iterator[Remote]:
     with s3.running(folder / "s3.log", "dvc") as server:
-        yield Remote("s3://dvc/refit", server.environment(), server.secret)
+        environment = {**server.environment(), "AWS_ENDPOINT_URL": server.url}
+        yield Remote("s3://dvc/refit", environment, server.secret)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("servers")
     project = make_project(folder / "project", each=40)
     project.change_params(one_candidate)
-    project.ok("dvc", "remote", "add", "--default", "store", f"s3://{servers.BUCKET}/dvc")
+    project.ok("dvc", "remote", "add", "--default", "store", f"s3://{servers.DVC}/refit")
     project.ok("git", "commit", "-qam", "one candidate, a remote")
     with ExitStack() as running:
         stack = running.enter_context(servers.stack(folder))
@@ -111,7 +111,7 @@ def test_a_registered_model_comes_back_through_the_proxy(site: Site, tmp_path: P
     keys = [
         found["Key"]
         for found in site.stack.store.client("s3").list_objects_v2(
-            Bucket=servers.BUCKET, Prefix="mlflow/"
+            Bucket=servers.ARTIFACTS, Prefix=""
         )["Contents"]
     ]
     assert [key for key in keys if key.endswith("model.onnx")], keys
@@ -121,6 +121,26 @@ def test_a_registered_model_comes_back_through_the_proxy(site: Site, tmp_path: P
         "print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )
     assert said.split()[-1] == hashlib.sha256(model).hexdigest()
+
+
+def test_gc_reaches_what_lies_behind_the_proxy(site: Site) -> None:
+    def stored() -> set[str]:
+        found = site.stack.store.client("s3").list_objects_v2(Bucket=servers.ARTIFACTS)
+        return {item["Key"] for item in found["Contents"]}
+
+    before = stored()
+    site.ask(
+        "from tasks import tracking\n"
+        "with tracking.session('refit') as (client, experiment):\n"
+        "    with tracking.run(client, experiment, 'old', {'candidate': 'old'}) as run:\n"
+        "        client.log_text(run, 'no longer needed', 'folder/old.txt')"
+    )
+    (old,) = [key for key in stored() - before if key.endswith("folder/old.txt")]
+    said = site.project.ok(sys.executable, "-m", "flows.gc", "--apply", **site.stack.mlflow.client)
+    assert "kept: refit version 1, champion" in said
+    assert "removed: runs in MLflow" in said
+    assert old not in stored()
+    assert before <= stored()
 
 
 def test_a_tracking_server_that_dies_midway_costs_no_training(site: Site) -> None:
@@ -148,7 +168,7 @@ def test_all_state_comes_back_from_its_back_up(site: Site, tmp_path: Path) -> No
     project, stack = site.project, site.stack
     project.ok("git", "add", "dvc.lock", "data/raw.dvc")
     project.ok("git", "commit", "-qam", "retrained")
-    project.ok("dvc", "push", **stack.store.environment())
+    project.ok("dvc", "push", **stack.environment())
     for name in postgres.DATABASES:
         stack.database.run("pg_dump", "--format=custom", f"--file={tmp_path / name}.dump", name)
     with (
@@ -163,7 +183,7 @@ def test_all_state_comes_back_from_its_back_up(site: Site, tmp_path: Path) -> No
         tracker = running.enter_context(again)
         clone = Project(tmp_path / "clone")
         project.ok("git", "clone", "-q", ".", str(clone.root))
-        clone.ok("dvc", "pull", **stack.store.environment())
+        clone.ok("dvc", "pull", **stack.environment())
         assert "up to date" in clone.ok("dvc", "repro")
         done = clone.retrain(**tracker.client)
         assert done.returncode == 0, done.stderr
