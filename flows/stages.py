@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -56,14 +57,20 @@ class Outcome:
         return found
 
 
+DVC_SAYS = re.compile(r"ERROR: (?:failed to reproduce '[^']*'(?:: |$))?(.*)")
 UNCHANGED = "didn't change, skipping"  # DVC's words for a stage that it did not run
 
 
 def reason(name: str, code: int, lines: list[str]) -> str:
-    """Return one line on why a child failed: its own error, else the last thing it said."""
+    """Return one line on why a child failed: its own error, else DVC's, else the last line.
+
+    DVC's own is of use unless it only repeats the exit code of a program that has spoken.
+    """
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    told = [found[1] for line in lines if (found := DVC_SAYS.match(line)) and found[1]]
+    dvc = [line for line in told if not re.search(r"exited with \d", line)]
     own = [line for line in lines if not line.startswith("ERROR: failed to")]
-    errors = [line.removeprefix("error: ") for line in own if line.startswith("error: ")]
-    return (errors or own or [f"{name} ended with exit code {code}"])[-1]
+    return (errors or dvc or own or [f"{name} ended with exit code {code}"])[-1]
 
 
 def never(*_: object) -> bool:

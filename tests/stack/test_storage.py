@@ -1,17 +1,23 @@
-"""The disk is full while something is written: one clear line, nothing damaged, then on it goes."""
+"""The disk is full, or a stage is killed, while it writes: nothing is damaged, and on it goes."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.pipeline.project import Project, make_project
 from tests.stack import small_disk
+from tests.stack.processes import wait_for
 from tests.stack.small_disk import SmallDisk
 
 NAME = "mobilenet_v2"
@@ -19,7 +25,7 @@ NAME = "mobilenet_v2"
 
 def one_candidate(params: dict[str, Any]) -> None:
     params["candidates"] = {NAME: params["candidates"][NAME]}
-    params["fine_tune"]["epochs"] = 3
+    params["fine_tune"]["epochs"] = 5
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +122,44 @@ def test_while_dvc_keeps_a_result(reference: Project, disk: SmallDisk) -> None:
     disk.ok("dvc", "repro")
     assert disk.path("dvc.lock").read_bytes() == reference.path("dvc.lock").read_bytes()
     assert contents(disk, "data/packed") == contents(reference, "data/packed")
+
+
+def test_a_stage_that_is_killed_in_an_epoch(reference: Project, tmp_path: Path) -> None:
+    project = reference.copy(tmp_path / "project")
+    project.remove(".dvc/cache", "data/models", "data/checkpoints")
+    place = project.path(f"data/checkpoints/fine_tune/{NAME}")
+
+    def epochs() -> int:
+        live = place / "live.jsonl"
+        return len(live.read_text().splitlines()) if live.exists() else 0
+
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows.retrain"],
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for(lambda: epochs() >= 2 and list(place.glob("*/*.safetensors")), 300, "an epoch")
+        (stage,) = [
+            child
+            for child in psutil.Process(flow.pid).children(recursive=True)
+            if child.cmdline()[:3] == ["python", "-m", "tasks.fine_tune"]
+        ]
+        os.kill(stage.pid, signal.SIGKILL)
+        said, _ = flow.communicate(timeout=120)
+    finally:
+        flow.kill()
+        flow.wait()
+    assert flow.returncode == 1, said
+    assert f"fine_tune@{NAME} failed" in said
+    assert 2 <= epochs() <= 5
+    assert not project.path(f"data/models/{NAME}/model.safetensors").exists()
+    again = project.retrain()
+    output = again.stdout + again.stderr
+    assert again.returncode == 0, output
+    assert re.search(r"resumed in epoch \d+, after step [1-9]", output), output
+    assert project.path("dvc.lock").read_bytes() == reference.path("dvc.lock").read_bytes()
+    assert contents(project, "data/models") == contents(reference, "data/models")
