@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage import Stage
 
 DATA = "data/raw.dvc"
 
@@ -21,12 +22,16 @@ class Graph:
     Attributes:
         needs: stage -> the stages whose outputs it reads.
         stale: stages whose own inputs or outputs changed; those after them are not named.
-        new_data: whether data/raw differs from its recorded version, or has none.
+        new_data: whether data/raw differs from its recorded version, has none, or is not in the
+            cache.
+        unkept: other stages whose results are here and recorded, but not in the cache: the disk was
+            full when DVC should have kept them, and no later `dvc repro` would.
     """
 
     needs: dict[str, set[str]]
     stale: frozenset[str]
     new_data: bool
+    unkept: frozenset[str] = frozenset()
 
     def candidates(self) -> set[str]:
         """Return the candidates' names."""
@@ -54,10 +59,21 @@ def ask() -> Graph:
                 for name, stage in stages.items()
             }
             recorded = DATA in {s.addressing for s in repo.index.stages}
+            unkept = {s.addressing for s in repo.index.stages if not _is_kept(s)} - status.keys()
     except DvcException as error:
         raise GraphError(f"DVC: {error}") from error
     stale = frozenset(name for name in stages if name in status)
-    return Graph(_in_order(needs), stale, new_data=not recorded or DATA in status)
+    new_data = not recorded or DATA in status or DATA in unkept
+    return Graph(_in_order(needs), stale, new_data, frozenset(unkept - {DATA}))
+
+
+def _is_kept(stage: Stage) -> bool:
+    """Whether the cache has a stage's outputs; it gets a folder's list after all its files."""
+    return all(
+        out.cache.exists(out.hash_info.value)
+        for out in stage.outs
+        if out.use_cache and out.hash_info
+    )
 
 
 def _in_order(needs: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -58,6 +58,7 @@ class Outcome:
 
 
 DVC_SAYS = re.compile(r"ERROR: (?:failed to reproduce '[^']*'(?:: |$))?(.*)")
+NOT_KEPT = "ERROR: failed to transfer"
 UNCHANGED = "didn't change, skipping"  # DVC's words for a stage that it did not run
 
 
@@ -91,7 +92,8 @@ def run_child(name: str, command: list[str]) -> State:
     started = time.monotonic()
     code, lines = child.run(command, log)
     seconds = time.monotonic() - started
-    if code:
+    # With a full disk DVC says so, records the result all the same, and ends with 0.
+    if code or any(line.startswith(NOT_KEPT) for line in lines):
         return Failed(message=reason(name, code, lines))
     if any(line.endswith(UNCHANGED) for line in lines):
         return Completed(name="Unchanged", message="its inputs turned out to be the same")
@@ -122,4 +124,10 @@ def run_stages(graph: Graph) -> Outcome:
         else:
             unchanged(stage, return_state=True)
             outcome.unchanged.append(stage)
+            if stage in graph.unkept:
+                kept = run_child(
+                    f"keep {stage}", ["dvc", "commit", "--force", stage], return_state=True
+                )
+                if not kept.is_completed():
+                    outcome.failed[stage] = str(kept.message)
     return outcome

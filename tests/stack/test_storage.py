@@ -108,20 +108,26 @@ def test_while_a_checkpoint_is_written(reference: Project, disk: SmallDisk) -> N
     assert contents(disk, "data/models") == contents(reference, "data/models")
 
 
-def test_while_dvc_keeps_a_result(reference: Project, disk: SmallDisk) -> None:
-    lock = disk.path("dvc.lock").read_bytes()
-    disk.change_params(lambda params: params["prepare"].update(resize=80))
-    disk.fill(1_600_000)
-    done = disk.run("dvc", "repro", "--single-item", "prepare")
-    print(done.stdout, done.stderr, disk.free())
-    assert done.returncode != 0
-    assert "No space left on device" in done.stderr
-    assert disk.path("dvc.lock").read_bytes() == lock
+def test_while_dvc_keeps_a_result(reference: Project, disk: SmallDisk, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "prefect")  # its database has to have room to tell of it
+    disk.remove(".dvc/cache")
+    for left in (100_000, 3_000_000):  # for hardly a picture, for all of them and no more
+        disk.fill(left)
+        full = disk.retrain(PREFECT_HOME=elsewhere)
+        said = full.stdout + full.stderr
+        assert full.returncode == 1, said
+        assert "No space left on device" in full.stderr
+        assert f"{disk.root}/.dvc/cache/files" in full.stderr
+        assert "Traceback" not in said
     disk.empty()
-    disk.change_params(lambda params: params["prepare"].update(resize=72))
-    disk.ok("dvc", "repro")
+    again = disk.retrain(PREFECT_HOME=elsewhere)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert disk.started(again.stdout + again.stderr) == []
     assert disk.path("dvc.lock").read_bytes() == reference.path("dvc.lock").read_bytes()
-    assert contents(disk, "data/packed") == contents(reference, "data/packed")
+    disk.remove("data/packed", "data/models", "data/raw")
+    disk.ok("dvc", "checkout")
+    for name in ("data/packed", "data/models", "data/raw"):
+        assert contents(disk, name) == contents(reference, name)
 
 
 def test_a_stage_that_is_killed_in_an_epoch(reference: Project, tmp_path: Path) -> None:
