@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.stage import Stage
 
 DATA = "data/raw.dvc"
 
@@ -22,10 +22,9 @@ class Graph:
     Attributes:
         needs: stage -> the stages whose outputs it reads.
         stale: stages whose own inputs or outputs changed; those after them are not named.
-        new_data: whether data/raw differs from its recorded version, has none, or is not in the
-            cache.
-        unkept: other stages whose results are here and recorded, but not in the cache: the disk was
-            full when DVC should have kept them, and no later `dvc repro` would.
+        new_data: whether data/raw differs from its recorded version, or has none.
+        unkept: stages whose results are here as recorded, but not in the cache: the disk was full
+            when DVC should have kept them. `dvc repro` would compute them again.
     """
 
     needs: dict[str, set[str]]
@@ -59,20 +58,21 @@ def ask() -> Graph:
                 for name, stage in stages.items()
             }
             recorded = DATA in {s.addressing for s in repo.index.stages}
-            unkept = {s.addressing for s in repo.index.stages if not _is_kept(s)} - status.keys()
     except DvcException as error:
         raise GraphError(f"DVC: {error}") from error
     stale = frozenset(name for name in stages if name in status)
-    new_data = not recorded or DATA in status or DATA in unkept
-    return Graph(_in_order(needs), stale, new_data, frozenset(unkept - {DATA}))
+    unkept = {name for name in stale if _lacks_only_the_cache(status[name])}
+    new_data = not recorded or DATA in status
+    return Graph(_in_order(needs), stale - unkept, new_data, frozenset(unkept))
 
 
-def _is_kept(stage: Stage) -> bool:
-    """Whether the cache has a stage's outputs; it gets a folder's list after all its files."""
+def _lacks_only_the_cache(changes: list[Any]) -> bool:
+    """Whether a stage's results are here as recorded, and only DVC's cache has not got them."""
     return all(
-        out.cache.exists(out.hash_info.value)
-        for out in stage.outs
-        if out.use_cache and out.hash_info
+        isinstance(change, dict)
+        and change.keys() == {"changed outs"}
+        and set(change["changed outs"].values()) == {"not in cache"}
+        for change in changes
     )
 
 

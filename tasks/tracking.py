@@ -15,6 +15,10 @@ from typing import Any, TypeVar
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # Through the server: with S3 behind it MLflow would send its clients to the store itself, which
+    # they need not reach.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }.items():
     os.environ.setdefault(_name, _value)
 
