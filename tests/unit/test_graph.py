@@ -13,7 +13,7 @@ from flows import graph
 STAGES = """
 stages:
   one:
-    cmd: mkdir -p data/out && cp data/raw/a data/out/a
+    cmd: mkdir -p data/out && cp data/raw/a data/out/b
     deps: [data/raw]
     outs: [data/out]
 """
