@@ -68,6 +68,10 @@ lint: setup  ## Lint, check the format and the types
 ui: setup  ## Open the MLflow and Prefect pages on this machine (Ctrl-C ends both)
 	$(BIN)/python -m flows.ui
 
+.PHONY: gc
+gc: setup  ## Show what no kept version needs; APPLY=1 removes it, KEEP=5 keeps the newest five
+	$(BIN)/python -m flows.gc $(if $(KEEP),--keep $(KEEP)) $(if $(APPLY),--apply)
+
 .PHONY: clean
 clean:  ## Remove .venv and the caches; data, runs and models stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

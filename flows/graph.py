@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -22,11 +23,14 @@ class Graph:
         needs: stage -> the stages whose outputs it reads.
         stale: stages whose own inputs or outputs changed; those after them are not named.
         new_data: whether data/raw differs from its recorded version, or has none.
+        unkept: stages whose results are here as recorded, but not in the cache: the disk was full
+            when DVC should have kept them. `dvc repro` would compute them again.
     """
 
     needs: dict[str, set[str]]
     stale: frozenset[str]
     new_data: bool
+    unkept: frozenset[str] = frozenset()
 
     def candidates(self) -> set[str]:
         """Return the candidates' names."""
@@ -57,7 +61,19 @@ def ask() -> Graph:
     except DvcException as error:
         raise GraphError(f"DVC: {error}") from error
     stale = frozenset(name for name in stages if name in status)
-    return Graph(_in_order(needs), stale, new_data=not recorded or DATA in status)
+    unkept = {name for name in stale if _lacks_only_the_cache(status[name])}
+    new_data = not recorded or DATA in status
+    return Graph(_in_order(needs), stale - unkept, new_data, frozenset(unkept))
+
+
+def _lacks_only_the_cache(changes: list[Any]) -> bool:
+    """Whether a stage's results are here as recorded, and only DVC's cache has not got them."""
+    return all(
+        isinstance(change, dict)
+        and change.keys() == {"changed outs"}
+        and set(change["changed outs"].values()) == {"not in cache"}
+        for change in changes
+    )
 
 
 def _in_order(needs: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -29,13 +29,8 @@ def dvc(*command: str, at: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def fill(folder: Path, origin: Path) -> None:
-    """Make a DVC project of a version's files and let DVC bring back what they name.
-
-    Its cache is the present project's: nothing is copied twice, and nothing here is touched.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise RefitError(f"{folder} is not empty: name another folder with --into")
+def lay_out(folder: Path, origin: Path) -> None:
+    """Make a DVC project of a version's files; its cache is the present project's."""
     for path in runs.ORIGIN:
         # Manifest and classes are outputs: DVC brings them.
         if (origin / path.name).exists() and path not in (files.MANIFEST, files.CLASSES):
@@ -48,6 +43,16 @@ def fill(folder: Path, origin: Path) -> None:
             shutil.copy(present, folder / ".dvc" / name)
     dvc("config", "--local", "core.no_scm", "true", at=folder)
     dvc("config", "--local", "cache.dir", dvc("cache", "dir"), at=folder)
+
+
+def fill(folder: Path, origin: Path) -> None:
+    """Bring back all that a version's files name.
+
+    Nothing is copied twice, and nothing here is touched.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise RefitError(f"{folder} is not empty: name another folder with --into")
+    lay_out(folder, origin)
     try:
         dvc("checkout", at=folder)
     except RefitError:

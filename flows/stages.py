@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -56,14 +57,21 @@ class Outcome:
         return found
 
 
+DVC_SAYS = re.compile(r"ERROR: (?:failed to reproduce '[^']*'(?:: |$))?(.*)")
+NOT_KEPT = "ERROR: failed to transfer"
 UNCHANGED = "didn't change, skipping"  # DVC's words for a stage that it did not run
 
 
 def reason(name: str, code: int, lines: list[str]) -> str:
-    """Return one line on why a child failed: its own error, else the last thing it said."""
+    """Return one line on why a child failed: its own error, else DVC's, else the last line.
+
+    DVC's own is of use unless it only repeats the exit code of a program that has spoken.
+    """
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    told = [found[1] for line in lines if (found := DVC_SAYS.match(line)) and found[1]]
+    dvc = [line for line in told if not re.search(r"exited with \d", line)]
     own = [line for line in lines if not line.startswith("ERROR: failed to")]
-    errors = [line.removeprefix("error: ") for line in own if line.startswith("error: ")]
-    return (errors or own or [f"{name} ended with exit code {code}"])[-1]
+    return (errors or dvc or own or [f"{name} ended with exit code {code}"])[-1]
 
 
 def never(*_: object) -> bool:
@@ -84,7 +92,8 @@ def run_child(name: str, command: list[str]) -> State:
     started = time.monotonic()
     code, lines = child.run(command, log)
     seconds = time.monotonic() - started
-    if code:
+    # With a full disk DVC says so, records the result all the same, and ends with 0.
+    if code or any(line.startswith(NOT_KEPT) for line in lines):
         return Failed(message=reason(name, code, lines))
     if any(line.endswith(UNCHANGED) for line in lines):
         return Completed(name="Unchanged", message="its inputs turned out to be the same")
@@ -115,4 +124,10 @@ def run_stages(graph: Graph) -> Outcome:
         else:
             unchanged(stage, return_state=True)
             outcome.unchanged.append(stage)
+            if stage in graph.unkept:
+                kept = run_child(
+                    f"keep {stage}", ["dvc", "commit", "--force", stage], return_state=True
+                )
+                if not kept.is_completed():
+                    outcome.failed[stage] = str(kept.message)
     return outcome

@@ -6,7 +6,7 @@ view, code), so a vector found here is the one that would be computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,19 @@ def read(folder: Path) -> tuple[dict[str, int], NDArray[np.float32]]:
             parts.append(stored["features"])
     rows = {sha: row for row, sha in enumerate(hashes)}
     return rows, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def note_use(candidate: str, keys: Iterable[str], root: Path = files.FEATURES) -> None:
+    """Remember the keys that a candidate's training used, so that others can be removed."""
+    files.write_json(root / f"{candidate}.json", sorted(keys))
+
+
+def in_use(candidates: Iterable[str], root: Path = files.FEATURES) -> set[str] | None:
+    """Return the keys that these candidates used last; None where one of them has not said."""
+    notes = [root / f"{candidate}.json" for candidate in candidates]
+    if not all(note.exists() for note in notes):
+        return None
+    return {key for note in notes for key in files.read_json(note)}
 
 
 def features_of(

@@ -101,7 +101,7 @@ def write_index(
     classes: list[str],
     places: dict[str, tuple[str, int]],
 ) -> None:
-    """Write the index of the manifest's rows and remove shards that no row uses any more."""
+    """Write the index of the manifest's rows and remove all that no row uses any more."""
     number = {name: i for i, name in enumerate(classes)}
     found = [places[sha] for sha in manifest["sha256"].to_pylist()]
     table = pa.table(
@@ -116,8 +116,9 @@ def write_index(
     )
     with replacing(folder / INDEX) as temporary:
         pq.write_table(table, temporary)
-    used = {folder / shard for shard, _ in found}
-    for path in set(folder.rglob("*.npy")) - used:
+    # The folder is DVC's: what a killed run left half written would be kept as a result.
+    used = {folder / INDEX, *(folder / shard for shard, _ in found)}
+    for path in {path for path in folder.rglob("*") if path.is_file()} - used:
         path.unlink()
     for empty in [d for d in folder.iterdir() if d.is_dir() and not any(d.iterdir())]:
         empty.rmdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,18 @@ def shrink(path: Path, side: int, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def write_shard(folder: Path, key: str, pixels: Iterator[NDArray[np.uint8]], ids: list[str]) -> str:
-    """Write one shard, picture by picture, and return its name under `folder`."""
+    """Write one shard, picture by picture, and return its name under `folder`.
+
+    Not by a memory map: where the disk is full, the first write to one ends the process.
+    """
     name = f"{key}/{fingerprint(ids)}.npy"
-    with replacing(folder / name) as temporary:
+    with replacing(folder / name) as temporary, temporary.open("wb") as shard:
         first = next(pixels)
-        shard = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.uint8, shape=(len(ids), *first.shape)
-        )
-        shard[0] = first
-        for row, picture in enumerate(pixels, start=1):
-            shard[row] = picture
-        shard.flush()
+        described = np.lib.format.header_data_from_array_1_0(first)
+        described["shape"] = (len(ids), *first.shape)
+        np.lib.format.write_array_header_1_0(shard, described)
+        for picture in chain([first], pixels):
+            shard.write(picture.tobytes())
     return name
 
 

@@ -8,16 +8,20 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Short and few: a tracking server that is gone must cost seconds, not the night.
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # Through the server: with S3 behind it MLflow would send its clients to the store itself, which
+    # they need not reach.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -28,10 +32,12 @@ from mlflow.entities import (  # noqa: E402
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModel,
     Metric,
     Param,
     Run,
     RunTag,
+    ViewType,
 )
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
@@ -41,6 +47,10 @@ from mlflow.protos.databricks_pb2 import (  # noqa: E402
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.store.artifact.artifact_repository_registry import (  # noqa: E402
+    get_artifact_repository,
+)
+from mlflow.store.entities import PagedList  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from requests import RequestException  # noqa: E402
 
@@ -56,6 +66,7 @@ PREVIOUS = "previous"  # the champion before this one: what a rollback returns t
 ROLLED_BACK = "rolled_back"  # a version's tag: why it must not become champion again
 # What a service needs to run the registered file.
 SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime-gpu", "pandas", "pillow")
+Found = TypeVar("Found")
 PARENT = "mlflow.parentRunId"  # MLflow's own tag for nested runs
 # Columns of a training's rows that are no figures of it.
 NOT_DRAWN = {"epoch", "attempt", "time"}
@@ -169,6 +180,50 @@ def open_run(
     return run_id
 
 
+def all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Return every run of an experiment, those that were deleted too."""
+    return _all(client.search_runs, experiment_ids=[experiment_id], run_view_type=ViewType.ALL)
+
+
+def logged_models(client: MlflowClient, experiment_id: str) -> list[LoggedModel]:
+    """Return every stored model of an experiment, registered or not."""
+    return _all(client.search_logged_models, experiment_ids=[experiment_id])
+
+
+def _all(search: Callable[..., PagedList[Found]], **query: Any) -> list[Found]:
+    """Return what all pages of a search hold."""
+    found, page = list[Found](), search(**query)
+    while True:
+        found += page
+        if not page.token:
+            return found
+        page = search(**query, page_token=page.token)
+
+
+def size_of(address: str) -> int:
+    """Return how many bytes lie at an artifact address, in whatever store."""
+    store = get_artifact_repository(address)
+
+    def below(path: str | None) -> int:
+        listed = store.list_artifacts(path)
+        return sum(below(f.path) if f.is_dir else int(f.file_size or 0) for f in listed)
+
+    return below(None)
+
+
+def remove_run(client: MlflowClient, old: Run) -> None:
+    """Remove a run and its artifacts; nobody finds it while they go."""
+    if old.info.lifecycle_stage != "deleted":
+        client.delete_run(old.info.run_id)
+    get_artifact_repository(old.info.artifact_uri).delete_artifacts()
+
+
+def remove_logged_model(client: MlflowClient, old: LoggedModel) -> None:
+    """Remove a stored model; it is listed until its files are gone, so that none is forgotten."""
+    get_artifact_repository(old.artifact_location).delete_artifacts()
+    client.delete_logged_model(old.model_id)
+
+
 @contextmanager
 def run(
     client: MlflowClient,
@@ -265,6 +320,11 @@ def find_version(client: MlflowClient, model: str, onnx_sha256: str) -> ModelVer
     """Return the registered version that holds this very file, or None."""
     found = client.search_model_versions(f"name = '{model}' and tags.onnx_sha256 = '{onnx_sha256}'")
     return found[0] if found else None
+
+
+def versions(client: MlflowClient, model: str) -> list[ModelVersion]:
+    """Return all registered versions of a model."""
+    return _all(client.search_model_versions, filter_string=f"name = '{model}'")
 
 
 def by_alias(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:

@@ -68,6 +68,16 @@ class Extractor:
     head: params.Head
     processes: parallel.Processes
 
+    def key(self, view: int) -> str:
+        """Name all that the features of a view depend on besides the pictures."""
+        where = next(self.classifier.parameters()).device.type
+        bfloat16 = device.computes_in_bfloat16(self.head.precision, where)
+        return fingerprint(
+            [self.weights_sha256, self.spec.preprocess.as_dict(), self.spec.pool, where],
+            [view, self.head.augmentation.model_dump() if view > 2 else None, bfloat16],
+            sources=(augmentation, backbones, features, preprocess, randomness),
+        )
+
     def features(self, pictures: Pictures, split: str, view: int) -> NDArray[np.float32]:
         """Return the features float32 [n, D] of one view of pictures."""
         where = next(self.classifier.parameters()).device
@@ -76,11 +86,6 @@ class Extractor:
         backbone.to(memory_format=torch.channels_last)
         shown = training.augmentation_of(self.head)
         contents = np.array([int(sha[:16], 16) for sha in pictures.sha256], np.uint64)
-        key = fingerprint(
-            [self.weights_sha256, self.spec.preprocess.as_dict(), self.spec.pool, where.type],
-            [view, self.head.augmentation.model_dump() if view > 2 else None, bfloat16],
-            sources=(augmentation, backbones, features, preprocess, randomness),
-        )
 
         def features_of(images: Tensor) -> Tensor:
             with torch.autocast(where.type, torch.bfloat16, enabled=bfloat16):
@@ -101,7 +106,7 @@ class Extractor:
 
         what = f"features {self.name} {split}, view {view}"
         vectors, computed = feature_store.features_of(
-            pictures, key, compute, writes=self.processes.is_first
+            pictures, self.key(view), compute, writes=self.processes.is_first
         )
         say = training.say_in(self.processes)
         say(f"{what}: {computed} computed, {len(pictures) - computed} known")
@@ -112,7 +117,10 @@ def on_features(extractor: Extractor, train: Pictures, val: Pictures) -> Trainin
     """Make the training of the head on features that were computed once."""
     head, classifier = extractor.head, extractor.classifier
     assert head.views != "online"  # noqa: S101 - for the type checker
-    seen = [extractor.features(train, "train", view) for view in range(1, head.views + 1)]
+    views = range(1, head.views + 1)
+    seen = [extractor.features(train, "train", view) for view in views]
+    if extractor.processes.is_first:
+        feature_store.note_use(extractor.name, map(extractor.key, views))
     return frozen.head_training(
         classifier.head,
         (np.concatenate(seen), np.tile(train.labels, len(seen))),

@@ -11,6 +11,7 @@ from tasks.gate import page
 from tasks.gate.findings import NAMED, Finding
 from tasks.gate.judge import Judgement
 from tasks.gate.layout import Aside
+from tasks.vision.atomic import replacing
 from tasks.vision.errors import RefitError
 
 PAGE = "index.html"
@@ -23,7 +24,10 @@ def write(folder: Path, judgement: Judgement, aside: Aside, quarantine: bool) ->
         judgement.findings, judgement.manifest, judgement.sizes, aside, quarantine, files.RAW
     )
     files.write_text(folder / PAGE, html)
-    with (folder / BAD_FILES).open("w", encoding="utf-8", newline="") as file:
+    with (
+        replacing(folder / BAD_FILES) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([("path", "reason"), *aside.bad.items()])
 

@@ -9,6 +9,7 @@ any of them costs time and nothing else.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -121,6 +122,8 @@ def scan(
         with closing(_opened(folder / FACTS, version)) as database:
             fresh, decoded, failed = _read(new, job, database)
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / FACTS)) from None
         raise RefitError(
             f"{folder / FACTS}: {error}; wait for the other scan if there is one; if it is "
             "damaged, delete it: it only saves time"

@@ -63,6 +63,23 @@ def test_no_candidate_left_stops_the_export() -> None:
         (["working", "error: too dark", "ERROR: failed to reproduce 'x'"], "too dark"),
         (["working", "boom", "ERROR: failed to reproduce 'x'"], "boom"),
         (["ERROR: failed to reproduce 'x'"], "stage ended with exit code 7"),
+        (["boom", "ERROR: failed to reproduce 'x': failed to run: y, exited with 1"], "boom"),
+        (
+            ["half", "ERROR: failed to reproduce 'x': failed to run: y, exited with -9"],
+            "failed to run: y, exited with -9",
+        ),
+        (
+            ["packed", "ERROR: failed to reproduce 'x': [Errno 28] No space left on device: 'z'"],
+            "[Errno 28] No space left on device: 'z'",
+        ),
+        (
+            [
+                "ERROR: unexpected error - [Errno 28] No space left on device",
+                "",
+                "Having troubles?",
+            ],
+            "unexpected error - [Errno 28] No space left on device",
+        ),
     ],
 )
 def test_the_reason_is_the_stage_s_own(lines: list[str], expected: str) -> None:
