@@ -46,6 +46,18 @@ retrain: setup  ## Retrain on what is in data/raw: only what is new is computed
 test: setup  ## Run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-stack
+test-stack: setup  ## Run the tests that start real servers
+	$(BIN)/python -m pytest tests/stack
+
+.PHONY: up
+up: setup  ## Retrain on a schedule: start server, worker and deployments on this machine
+	$(BIN)/python -m flows.up
+
+.PHONY: down
+down:  ## End what `make up` started
+	$(BIN)/python -m flows.down
+
 .PHONY: lint
 lint: setup  ## Lint, check the format and the types
 	$(BIN)/ruff check

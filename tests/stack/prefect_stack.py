@@ -233,17 +233,24 @@ class Stack:
         """Start a worker."""
         self.start("worker", "prefect", "worker", "start", "--pool", "refit", "--name", "tested")
 
-    def post(self, path: str, **body: Any) -> Any:
-        """Ask the server."""
-        answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30)
+    def ask(self, method: str, path: str, **body: Any) -> Any:
+        """Ask the server; where SQLite is busy for a moment it says 503, and clients ask again."""
+
+        def answered() -> httpx.Response | None:
+            answer = httpx.request(method, f"{self.api}/{path}", timeout=30, **body)
+            return None if answer.status_code == 503 else answer
+
+        answer: httpx.Response = wait_for(answered, 30, f"an answer to {path}")
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
+    def post(self, path: str, **body: Any) -> Any:
+        """Tell or ask the server."""
+        return self.ask("POST", path, json=body)
+
     def get(self, path: str) -> Any:
         """Ask the server."""
-        answer = httpx.get(f"{self.api}/{path}", timeout=30)
-        assert answer.is_success, answer.text
-        return answer.json()
+        return self.ask("GET", path)
 
     def deploy(self) -> None:
         """Make pool, deployments and automations; only what a test triggers runs."""

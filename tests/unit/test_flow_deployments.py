@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import psutil
 import pytest
 from prefect.server.schemas.schedules import CronSchedule
 
-from flows import deployments, retrain, serve, services
+from flows import deployments, retrain, serve, services, workspace
 
 SHIPPED = {found["name"]: found for found in deployments.shipped()["deployments"]}
 # The days on which clocks change there, and a year that has both.
@@ -44,7 +45,7 @@ def test_every_night_of_a_year_has_one_run_at_the_same_hour(zone: str) -> None:
     local = [date.astimezone(ZoneInfo(zone)) for date in nights(zone, start, 365)]
     assert len({date.date() for date in local}) == 365
     assert {(date.hour, date.minute) for date in local} == {(3, 30)}
-    days = [after.date() - before.date() for before, after in zip(local, local[1:], strict=False)]
+    days = [after.date() - before.date() for before, after in pairwise(local)]
     assert set(days) == {timedelta(days=1)}
 
 
@@ -52,7 +53,7 @@ def test_summer_time_makes_one_night_shorter_and_one_longer() -> None:
     planned = nights("Europe/Berlin", datetime(2027, 1, 1, tzinfo=UTC), 365)
     apart = {
         after.date().isoformat(): (after - before) // timedelta(hours=1)
-        for before, after in zip(planned, planned[1:], strict=False)
+        for before, after in pairwise(planned)
     }
     odd = {day: hours for day, hours in apart.items() if hours != 24}
     assert odd == {"2027-03-28": 23, "2027-10-31": 25}
@@ -94,7 +95,7 @@ def test_here_nothing_is_cloned_pulled_or_pushed() -> None:
 
 def git(folder: Path, *command: str) -> str:
     done = subprocess.run(
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", *command],
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", *command],  # noqa: S607
         cwd=folder,
         capture_output=True,
         text=True,
@@ -118,51 +119,51 @@ def commit(folder: Path, **texts: str) -> None:
     git(folder, "commit", "-qm", "change")
 
 
-def pull(monkeypatch: pytest.MonkeyPatch, remote: Path, workspace: Path) -> Any:
-    """Run the shipped pull steps as a worker does; return the folder they lead to."""
-    from prefect.deployments.steps.core import run_steps
+def pull(remote: Path, workspace: Path) -> str:
+    """Run the shipped shell step as Prefect does; return the folder that it names."""
+    step = SHIPPED["nightly"]["pull"][0]["prefect.deployments.steps.run_shell_script"]
+    (script,) = step["script"].splitlines()  # Prefect runs each line by itself
+    done = subprocess.run(  # noqa: S602 - as the step says
+        script,
+        shell=True,
+        env={**os.environ, "REFIT_REPOSITORY": str(remote), "REFIT_WORKSPACE": str(workspace)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
-    monkeypatch.setenv("REFIT_REPOSITORY", str(remote))
-    monkeypatch.setenv("REFIT_WORKSPACE", str(workspace))
-    return asyncio.run(run_steps(SHIPPED["nightly"]["pull"]))["directory"]
 
-
-def test_the_pull_steps_clone_and_follow_a_git_remote(
-    tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    workspace = tmp_path / "a folder" / "work"
+def test_the_pull_steps_clone_and_follow_a_git_remote(tmp_path: Path, remote: Path) -> None:
+    work = tmp_path / "a folder" / "work"
     commit(remote, code_py="1", dvc_lock="of the start")
-    assert pull(monkeypatch, remote, workspace) == str(workspace)
-    (workspace / "dvc.lock").write_text("of last night's run here")
-    (workspace / "data").mkdir()
-    (workspace / "data/model").write_text("made here")
+    assert pull(remote, work) == str(work)
+    (work / "dvc.lock").write_text("of last night's run here")
+    (work / "data").mkdir()
+    (work / "data/model").write_text("made here")
     commit(remote, code_py="2")
-    pull(monkeypatch, remote, workspace)
-    assert (workspace / "code.py").read_text() == "2"
-    assert (workspace / "dvc.lock").read_text() == "of last night's run here"
-    assert (workspace / "data/model").read_text() == "made here"
+    pull(remote, work)
+    assert (work / "code.py").read_text() == "2"
+    assert (work / "dvc.lock").read_text() == "of last night's run here"
+    assert (work / "data/model").read_text() == "made here"
     commit(remote, code_py="3", dvc_lock="new there")
-    pull(monkeypatch, remote, workspace)
-    assert (workspace / "dvc.lock").read_text() == "new there"
-    assert (workspace / "data/model").read_text() == "made here"
+    pull(remote, work)
+    assert (work / "dvc.lock").read_text() == "new there"
+    assert (work / "data/model").read_text() == "made here"
 
 
 def test_the_pull_steps_change_nothing_under_a_run(
     tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import workspace
-
-    monkeypatch.chdir(tmp_path)
     commit(remote, code_py="1")
-    pull(monkeypatch, remote, tmp_path / "work")
+    pull(remote, tmp_path / "work")
     commit(remote, code_py="2")
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "work/params.yaml").touch()
     with workspace.claimed():
-        pull(monkeypatch, remote, tmp_path / "work")
+        pull(remote, tmp_path / "work")
         assert Path("code.py").read_text() == "1"
-    pull(monkeypatch, remote, tmp_path / "work")
+    pull(remote, tmp_path / "work")
     assert Path("code.py").read_text() == "2"
 
 
