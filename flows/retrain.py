@@ -110,7 +110,7 @@ def up_to_date(pull: bool, push: bool, promote: bool) -> State:
     """
     names = params.load().candidates
     if pull:
-        completed("pull", transfer("pull", ["dvc", "pull"], return_state=True))
+        fetch()
     if absent := missing_data():
         raise RefitError(absent)
     found = graph.ask()
@@ -126,6 +126,22 @@ def up_to_date(pull: bool, push: bool, promote: bool) -> State:
     if push:
         completed("push", transfer("push", ["dvc", "push"], return_state=True))
     return Completed(message="nothing had changed" if not outcome.seconds else "compared")
+
+
+def fetch() -> None:
+    """Bring the data and the results of earlier runs from the DVC remote.
+
+    A result that nobody has pushed is computed anew. Pictures are another thing: with some of them
+    missing, the rest would pass for a new version of the data.
+
+    Raises:
+        RefitError: the data could not be brought whole.
+    """
+    if Path(graph.DATA).exists():
+        data = ["dvc", "pull", graph.DATA]
+        completed("pull data", transfer("pull data", data, return_state=True))
+    results_too = ["dvc", "pull", "--allow-missing"]
+    completed("pull results", transfer("pull results", results_too, return_state=True))
 
 
 def raise_if_nothing_to_compare(outcome: Outcome) -> None:

@@ -55,7 +55,8 @@ def main() -> None:
     ).returncode:
         sys.exit(f"up: the deployments could not be made (exit code {code})")
     pool = deployments.shipped()["deployments"][0]["work_pool"]["name"]
-    started = services.start("worker", ["prefect", "worker", "start", "--pool", pool])
+    worker = ["python", "-m", "flows.keep", "prefect", "worker", "start", "--pool", pool]
+    started = services.start("worker", worker)
     print(f"worker   {say[started]}: {services.log_file('worker')}")
     print("retrain now: `prefect deployment run retrain/nightly`; end all of it: `make down`")
 

@@ -187,7 +187,7 @@ class Stack:
             PREFECT_HOME=str(self.project.root.parent / "prefect-home"),
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
             PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="3",
-            PREFECT_WORKER_QUERY_SECONDS="1",
+            PREFECT_WORKER_QUERY_SECONDS="2",
             PREFECT_RUNNER_POLL_FREQUENCY="1",
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
             **more,

@@ -16,7 +16,7 @@ import pytest
 
 from flows.child import end_group
 from tests.pipeline.project import Project
-from tests.stack.prefect_stack import Stack, free_port, make_project, read_json, trained
+from tests.stack.prefect_stack import Stack, free_port, make_project, read_json, trained, wait_for
 
 
 class Machine:
@@ -67,15 +67,19 @@ def test_up_runs_a_retrain_and_down_ends_exactly_that(machine: Machine) -> None:
     assert machine.run("flows.down").stdout.count("did not run") == 2
     first = machine.run("flows.up")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert first.stdout.count("started") == 2
+    for name in ("server", "worker"):
+        assert f"{name}   started: " in first.stdout
     pids = machine.pids()
     second = machine.run("flows.up")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("runs already") == 2
+    assert second.stdout.count("   runs already: ") == 2
     assert machine.pids() == pids
+    family = [psutil.Process(pid) for pid in pids.values()]
+    family += [child for process in family for child in process.children(recursive=True)]
     listening = {
         connection.laddr.ip
-        for connection in psutil.Process(pids["server"]).net_connections()
+        for process in family
+        for connection in process.net_connections()
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
@@ -91,11 +95,18 @@ def test_up_runs_a_retrain_and_down_ends_exactly_that(machine: Machine) -> None:
     planned = stack.post("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
     assert {run["deployment_id"] for run in planned if run["auto_scheduled"]}
 
-    family = [psutil.Process(pid) for pid in pids.values()]
-    family += [child for process in family for child in process.children(recursive=True)]
+    # A worker that ends by itself is started again, and ended nevertheless.
+    (worker,) = psutil.Process(pids["worker"]).children()
+    worker.kill()
+    wait_for(
+        lambda: [p for p in psutil.Process(pids["worker"]).children() if p.pid != worker.pid],
+        30,
+        "another worker",
+    )
+    family += psutil.Process(pids["worker"]).children()
     ended = machine.run("flows.down")
     assert (ended.returncode, ended.stdout.count("ended")) == (0, 2)
-    assert [process for process in family if process.is_running()] == []
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert machine.run("flows.down").stdout.count("did not run") == 2
 
 
@@ -147,7 +158,9 @@ def test_a_worker_with_remotes_alone_trains_and_pushes(served: Stack, tmp_path: 
     try:
         first = served.wait(served.trigger("nightly"))
         assert first["state_type"] == "COMPLETED", served.logs(first["id"])
-        assert {"pull", "push", "slow@one"} <= served.task_states(first["id"]).keys()
+        assert {"pull data", "pull results", "push", "slow@one"} <= served.task_states(
+            first["id"]
+        ).keys()
         model = workspace.path("data/best/model.onnx").read_bytes()
         assert trained(workspace) == 1
         again = served.wait(served.trigger("nightly"))

@@ -102,3 +102,27 @@ def test_a_killed_flow_leaves_no_stage(tmp_path: Path) -> None:
     flow.kill()
     flow.wait()
     assert all_end(pids, 5)
+
+
+KEPT = """
+import os, sys, time
+with open(sys.argv[1], "a") as notes:
+    notes.write(f"{os.getpid()} ")
+time.sleep(60 * (len(open(sys.argv[1]).read().split()) > 1))
+"""
+KEEP = "from flows import keep; keep.PAUSE = 0; keep.main()"
+
+
+def test_a_service_that_ends_is_started_again_until_told_to_end(tmp_path: Path) -> None:
+    notes = tmp_path / "pids"
+    command = [sys.executable, "-c", KEPT, str(notes)]
+    keeper = subprocess.Popen([sys.executable, "-c", KEEP, *command])
+    end = time.monotonic() + 30
+    while time.monotonic() < end and (not notes.exists() or len(notes.read_text().split()) < 2):
+        time.sleep(0.05)
+    first, second = map(int, notes.read_text().split())
+    assert not alive(first)
+    assert alive(second)
+    keeper.terminate()
+    assert keeper.wait(10) == 0
+    assert all_end([second], 0)
