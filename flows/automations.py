@@ -64,7 +64,9 @@ def dead_runs() -> Automation:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
-                force=True,
+                # Forced, it would crash runs that ended well whenever the news of their end came
+                # before their first heartbeat, or was lost with the server.
+                force=False,
                 message=f"no heartbeat for {MISSED * every} s: its process or machine is gone",
             )
         ],

@@ -335,11 +335,7 @@ class Stack:
 
     def nothing_left(self, seconds: float = 30) -> None:
         """Wait until no process of a run is left, for the issue's 30 seconds at most."""
-        wait_for(
-            lambda: not descendants(self.project),
-            seconds,
-            f"the end of {[p.cmdline() for p in descendants(self.project)]}",
-        )
+        wait_for(lambda: not descendants(self.project), seconds, "the end of a run's processes")
 
 
 @contextlib.contextmanager

@@ -176,6 +176,10 @@ def test_a_run_that_fell_silent(up: Stack, fell_silent: str, receiver: Receiver)
     assert up.wait(fell_silent, seconds=SILENT)["state_type"] == "CRASHED"
     assert "no heartbeat for 90 s" in up.run(fell_silent)["state"]["message"]
     wait_for(lambda: receiver.told("Crashed", "no heartbeat"), 30, "the news of a crash")
+    # Those that ended, however quickly, send no heartbeats either and stay as they ended.
+    crashed = up.post("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["CRASHED"]}}})
+    silent = [run["id"] for run in crashed if "no heartbeat" in run["state"]["message"]]
+    assert silent == [fell_silent]
 
 
 def test_two_triggers_at_once(up: Stack) -> None:
