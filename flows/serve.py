@@ -12,7 +12,7 @@ from typing import Any, cast
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import construct_schedule
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
 
 from flows import deployments
 from flows.retrain import retrain
@@ -37,6 +37,9 @@ def deployment(entry: dict[str, Any]) -> RunnerDeployment:
         parameters=entry["parameters"],
         schedules=[schedule(found) for found in entry["schedules"]],
         concurrency_limit=ConcurrencyLimitConfig(**entry["concurrency_limit"]),
+        # By a file's path, Prefect would look for the code where a worker's deployment of the same
+        # name said that it is: nowhere.
+        entrypoint_type=EntrypointType.MODULE_PATH,
     )
     return cast(RunnerDeployment, made)
 
