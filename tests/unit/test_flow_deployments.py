@@ -91,6 +91,7 @@ def test_here_nothing_is_cloned_pulled_or_pushed() -> None:
     served = [serve.deployment(found) for found in deployments.here()["deployments"]]
     assert [made.name for made in served] == ["nightly", "on-new-data"]
     assert [made.concurrency_limit for made in served] == [1, 1]
+    assert {made.entrypoint for made in served} == {"flows.retrain.retrain"}
 
 
 def git(folder: Path, *command: str) -> str:
