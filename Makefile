@@ -49,6 +49,18 @@ retrain: setup  ## Retrain on what is in data/raw: only what is new is computed
 test: setup  ## Run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-stack
+test-stack: setup  ## Run the tests that start real servers
+	$(BIN)/python -m pytest tests/stack
+
+.PHONY: up
+up: setup  ## Retrain on a schedule: start server, worker and deployments on this machine
+	$(BIN)/python -m flows.up
+
+.PHONY: down
+down:  ## End what `make up` started
+	$(BIN)/python -m flows.down
+
 .PHONY: test-docker
 test-docker: docker-tools setup  ## Build both images and use them: root, ten minutes, 30 GB for that time
 	$(BIN)/python -m pytest tests/docker/images.py

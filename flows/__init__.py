@@ -11,6 +11,8 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # On a busy machine the embedded server takes longer to start than Prefect's 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Three that did not come, and flows/automations.py calls the run dead.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # Runs and schedules of this project stay in its folder.
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
 }.items():

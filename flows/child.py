@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -10,18 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-GRACE = 10.0  # seconds between asking a child to end and ending it
+from flows import guard
+from flows.guard import GRACE
+
 QUIET = 5.0  # seconds between two progress lines where nobody watches a terminal
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def run(command: Sequence[str], log: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run a command in a process group of its own and relay its output.
+    """Run a command under `flows/guard.py` and relay its output.
 
-    Whatever ends this call early (a cancelled flow, Ctrl-C) ends the whole group first.
+    Whatever ends this call early (a cancelled flow, Ctrl-C) ends all of the command first; so does
+    the guard where this process is killed.
 
     Args:
         command: program and arguments; a program of this environment is found first.
@@ -33,26 +35,24 @@ def run(command: Sequence[str], log: Callable[[str], None]) -> tuple[int, list[s
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with subprocess.Popen(
-        command,
+        [sys.executable, "-S", guard.__file__, *command],
+        stdin=subprocess.PIPE,  # held open: its end tells the guard of ours
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
+        start_new_session=True,  # a Ctrl-C on the terminal comes here first
     ) as process:
         try:
             assert process.stdout is not None  # noqa: S101 - for the type checker
             lines = list(_relay(process.stdout, log))
             return process.wait(), lines
         except BaseException:
+            assert process.stdin is not None  # noqa: S101 - for the type checker
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2 * GRACE + 5)
             end_group(process)
             raise
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the flow's process dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -19,13 +19,11 @@ from pathlib import Path
 
 import psutil
 from dvc.repo import Repo
-from filelock import FileLock, Timeout
 
-from flows import graph, restore
-from tasks import feature_store, files, params, program, runs, tracking, training
+from flows import graph, restore, workspace
+from tasks import feature_store, files, params, program, runs, tracking
 from tasks.vision.errors import RefitError
 
-LOCK = Path(".dvc/tmp/retrain.lock")  # a retrain holds it as well
 RESTORED = Path("data/restored")
 LEFT_BY_A_KILL = re.compile(r"\..+\.(\d+)\.tmp")  # as tasks.vision.atomic names them
 AN_HOUR = 3600.0  # seconds
@@ -46,21 +44,6 @@ class Step:
     items: list[str]
     size: int
     remove: Callable[[], None]
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold the workspace, so that no retrain reads what is removed.
-
-    Raises:
-        RefitError: a retrain runs.
-    """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise RefitError(f"a retrain runs here ({LOCK} is held): wait for its end") from None
 
 
 def summary() -> dict[str, str]:
@@ -255,7 +238,7 @@ def checkpoints_step(candidates: set[str], stale: frozenset[str]) -> Step:
     A training that is still to be done goes on from its newest one.
     """
     gone = []
-    for place in training.CHECKPOINTS.glob("*/*"):
+    for place in files.CHECKPOINTS.glob("*/*"):
         stage, candidate = place.parts[-2:]
         if candidate not in candidates:
             gone.append(place)
@@ -303,7 +286,7 @@ def main() -> None:
         raise RefitError("--keep: at least 1, the newest version")
     settings = params.load()
     register = settings.register_
-    with undisturbed(), tracking.session(register.experiment) as (client, experiment):
+    with workspace.claimed(), tracking.session(register.experiment) as (client, experiment):
         registry = Registry(client, experiment, register.model_name, arguments.keep)
         with projects(registry.origins()) as keep:
             candidates, stale = set(settings.candidates), graph.ask().stale

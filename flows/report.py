@@ -15,24 +15,35 @@ PAGE = files.REPORTS / "report.html"
 TEST = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 
 
-def table(summary: dict[str, Any], outcome: Outcome) -> Table:
-    """Return the candidates side by side."""
+def rows(summary: dict[str, Any], outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Return the columns' names and the candidates side by side."""
     columns = ["candidate", "initialised from", "val F1", *(f"test {n}" for n in TEST), "seconds"]
-    view = Table(*(c.removesuffix("_macro") for c in columns), title="Candidates")
-    failed = outcome.failed_candidates()
+    columns = [column.removesuffix("_macro") for column in columns]
+    failed, found = outcome.failed_candidates(), []
     for name in {**summary["candidates"], **failed}:
         if name in failed:
-            view.add_row(name, f"failed: {failed[name]}", *[""] * (len(columns) - 2))
+            found.append([name, f"failed: {failed[name]}", *[""] * (len(columns) - 2)])
             continue
         result = summary["candidates"][name]
         ran = [s for stage, s in outcome.seconds.items() if candidate_of(stage) == name]
-        view.add_row(
-            f"{name} *" if name == summary["best"] else name,
-            result["initialised_from"],
-            f"{result['f1_macro']:.4f}",
-            *(f"{result['test'][key]:.4f}" for key in TEST),
-            f"{sum(ran):.1f}" if ran else "unchanged",
+        found.append(
+            [
+                f"{name} *" if name == summary["best"] else name,
+                result["initialised_from"],
+                f"{result['f1_macro']:.4f}",
+                *(f"{result['test'][key]:.4f}" for key in TEST),
+                f"{sum(ran):.1f}" if ran else "unchanged",
+            ]
         )
+    return columns, found
+
+
+def table(summary: dict[str, Any], outcome: Outcome) -> Table:
+    """Return the candidates side by side."""
+    columns, found = rows(summary, outcome)
+    view = Table(*columns, title="Candidates")
+    for row in found:
+        view.add_row(*row)
     return view
 
 

@@ -7,23 +7,26 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
-from flows import graph, loopback, report
-from flows.stages import Outcome, run_child, run_stages, unchanged
+from flows import artifacts, graph, loopback, orphan, report, workspace
+from flows.stages import CACHED, Outcome, run_child, run_stages, transfer, unchanged
 from tasks import files, params, results
 from tasks.vision.errors import RefitError
 
 
-def registered(names: Iterable[str]) -> bool:
+def registered(names: Iterable[str], promote: bool) -> bool:
     """Whether MLflow was told of the models as they lie in `data/` now."""
     if not files.SUMMARY.exists():
         return False
     known = files.read_json(files.SUMMARY)
+    if promote and known.get("withheld"):
+        return False
     here = os.environ.get("MLFLOW_TRACKING_URI", known.get("tracking_uri"))
     return bool(
         known.get("tracking_uri") == here
@@ -31,12 +34,13 @@ def registered(names: Iterable[str]) -> bool:
     )
 
 
-def register_best(names: Iterable[str], outcome: Outcome) -> State:
+def register_best(names: Iterable[str], outcome: Outcome, promote: bool) -> State:
     """Log the candidates, register the best and compare it with the champion."""
-    if registered(names):
+    if registered(names, promote):
         return unchanged("register", return_state=True)
     stages = {"seconds": outcome.seconds, "failed": outcome.failed_candidates()}
     command = [sys.executable, "-m", "tasks.register", "--stages", json.dumps(stages)]
+    command += [] if promote else ["--no-promote"]
     return run_child("register", command, return_state=True)
 
 
@@ -49,36 +53,122 @@ def missing_data() -> str | None:
     return f"{files.RAW} is not here: put pictures into {files.RAW}/<class>/, or try `make demo`"
 
 
+IfBusy = Literal["refuse", "wait", "skip"]
+
+
 @flow(name="retrain")
-def retrain() -> State:
-    """Bring everything up to date with what is in data/raw; compute only what is new."""
+def retrain(
+    candidates: list[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+    pull: bool = False,
+    push: bool = False,
+    promote: bool = True,
+    if_busy: IfBusy = "refuse",
+) -> State:
+    """Bring everything up to date with what is in data/raw; compute only what is new.
+
+    Args:
+        candidates: those of params.yaml to compare; all, if not given.
+        overrides: figures for this run alone, by dotted name: `{"fine_tune.epochs": 5}`.
+        pull: fetch data and results from the DVC remote first.
+        push: send them there at the end.
+        promote: whether a challenger that passes the gate becomes champion; the next run with
+            true makes up for it.
+        if_busy: while another retrain holds this workspace: fail, wait for it, or end Cancelled.
+    """
+    orphan.end_with_parent()
     logger = get_run_logger()
     try:
-        candidates = params.load().candidates
-        if absent := missing_data():
-            return Failed(message=absent)
-        found = graph.ask()
+        with (
+            workspace.claimed(wait=if_busy == "wait", told=logger.warning),
+            workspace.laid_over(candidates or [], overrides or {}),
+        ):
+            return up_to_date(pull, push, promote)
+    except workspace.BusyError as error:
+        return (Cancelled if if_busy == "skip" else Failed)(message=str(error))
     except (RefitError, graph.GraphError) as error:
         return Failed(message=str(error))
+
+
+def completed(step: str, state: State) -> State:
+    """Return the state of a step that has to complete.
+
+    Raises:
+        RefitError: it did not; the message is its own.
+    """
+    if not state.is_completed():
+        raise RefitError(f"{step}: {state.message}")
+    return state
+
+
+def up_to_date(pull: bool, push: bool, promote: bool) -> State:
+    """Do what `retrain` says, in a workspace that is this run's alone.
+
+    Raises:
+        RefitError: params.yaml cannot be used, or a step failed that all need.
+        graph.GraphError: DVC cannot read the project.
+    """
+    names = params.load().candidates
+    if pull:
+        fetch()
+    if absent := missing_data():
+        raise RefitError(absent)
+    found = graph.ask()
+    artifacts.name_run(why := artifacts.reason(found))
     if found.new_data:
-        versioned = run_child("version_data", ["dvc", "add", "data/raw"], return_state=True)
-        if not versioned.is_completed():
-            return versioned
-    outcome = run_stages(found)
+        add = ["dvc", "add", "data/raw"]
+        completed("version_data", run_child("version_data", add, return_state=True))
+    outcome = run_stages(found, artifacts.Progress(found.needs))
+    if "validate" in outcome.seconds:
+        artifacts.name_run(why)  # the accepted data's version is known only now
+    raise_if_nothing_to_compare(outcome)
+    tell(completed("register", register_best(names, outcome, promote)), outcome)
+    if push:
+        completed("push", transfer("push", ["dvc", "push"], return_state=True))
+    return Completed(message="nothing had changed" if not outcome.seconds else "compared")
+
+
+def fetch() -> None:
+    """Bring the data and the results of earlier runs from the DVC remote.
+
+    A result that nobody has pushed is computed anew. Pictures are another thing: with some of them
+    missing, the rest would pass for a new version of the data.
+
+    Raises:
+        RefitError: the data could not be brought whole.
+    """
+    if Path(graph.DATA).exists():
+        data = ["dvc", "pull", graph.DATA]
+        completed("pull data", transfer("pull data", data, return_state=True))
+    results_too = ["dvc", "pull", "--allow-missing"]
+    completed("pull results", transfer("pull results", results_too, return_state=True))
+
+
+def raise_if_nothing_to_compare(outcome: Outcome) -> None:
+    """Log which stages were not run.
+
+    Raises:
+        RefitError: the export is one of them, or failed; the message holds every failure.
+    """
     for stage, reason in outcome.skipped.items():
-        logger.warning("%s was not run: %s", stage, reason)
+        get_run_logger().warning("%s was not run: %s", stage, reason)
     if "export" in (outcome.failed | outcome.skipped):
         failures = [f"{stage} failed: {reason}" for stage, reason in outcome.failed.items()]
-        return Failed(message="\n".join(failures))
-    state = register_best(candidates, outcome)
-    if not state.is_completed():
-        return Failed(message=f"register: {state.message}")
-    if state.name != "Unchanged" or not report.PAGE.exists():
+        raise RefitError("\n".join(failures))
+
+
+def tell(registered: State, outcome: Outcome) -> None:
+    """Show what came out: in the report, on the terminal, in Prefect and to who listens there."""
+    summary = files.read_json(files.SUMMARY)
+    if new := registered.name != CACHED:
+        artifacts.announce(summary)
+    if new or not report.PAGE.exists():
         page = run_child("report", [sys.executable, "-m", "tasks.report"], return_state=True)
         if not page.is_completed():
-            logger.warning("the report was not written: %s", page.message)
-    report.show(files.read_json(files.SUMMARY), outcome)
-    return Completed(message="nothing had changed" if not outcome.seconds else "compared")
+            get_run_logger().warning("the report was not written: %s", page.message)
+    report.show(summary, outcome)
+    artifacts.candidates(summary, outcome)
+    artifacts.verdict(summary)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -60,6 +61,7 @@ class Outcome:
 DVC_SAYS = re.compile(r"ERROR: (?:failed to reproduce '[^']*'(?:: |$))?(.*)")
 NOT_KEPT = "ERROR: failed to transfer"
 UNCHANGED = "didn't change, skipping"  # DVC's words for a stage that it did not run
+CACHED = "Cached"  # Prefect's name for the state of a task whose result is still good
 
 
 def reason(name: str, code: int, lines: list[str]) -> str:
@@ -96,26 +98,39 @@ def run_child(name: str, command: list[str]) -> State:
     if code or any(line.startswith(NOT_KEPT) for line in lines):
         return Failed(message=reason(name, code, lines))
     if any(line.endswith(UNCHANGED) for line in lines):
-        return Completed(name="Unchanged", message="its inputs turned out to be the same")
+        return Completed(name=CACHED, message="its inputs turned out to be the same")
     return Completed(message=f"{seconds:.1f} s", data=seconds)
+
+
+# The network may be back in a minute; what a stage was told it is told again.
+transfer = task(
+    name="transfer", task_run_name="{name}", retries=2, retry_delay_seconds=[10.0, 60.0]
+)(run_child.fn)
 
 
 @task(task_run_name="{name}")
 def unchanged(name: str) -> State:
     """Show a stage that DVC found up to date."""
-    return Completed(name="Unchanged", message=f"{name}: nothing that it depends on has changed")
+    return Completed(name=CACHED, message=f"{name}: nothing that it depends on has changed")
 
 
-def run_stages(graph: Graph) -> Outcome:
-    """Run what is stale and what follows from it, in order; go on past a failed candidate."""
+def run_stages(graph: Graph, moved: Callable[[str, bool], None]) -> Outcome:
+    """Run what is stale and what follows from it, in order; go on past a failed candidate.
+
+    Args:
+        graph: the stages.
+        moved: is told of each stage that really runs, at its start (False) and its end (True).
+    """
     outcome = Outcome()
     for stage, needs in graph.needs.items():
         if obstacle := outcome.obstacle(stage, graph):
             outcome.skipped[stage] = obstacle
         elif stage in graph.stale or needs & outcome.seconds.keys():
             command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+            moved(stage, False)
             state = run_child(stage, command, return_state=True)
-            if state.name == "Unchanged":
+            moved(stage, True)
+            if state.name == CACHED:
                 outcome.unchanged.append(stage)
             elif state.is_completed():
                 outcome.seconds[stage] = round(cast(float, state.result()), 1)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from flows import services
 from flows.child import end_group
 
 SERVERS = {
@@ -28,8 +29,9 @@ def main() -> None:
         # A group of its own each: MLflow's workers outlive their parent's end otherwise.
         name: subprocess.Popen([str(programs / command[0]), *command[1:]], start_new_session=True)
         for name, command in SERVERS.items()
+        if command[0] != "prefect" or services.running("server") is None  # `make up` has its own
     }
-    print("\n".join(SERVERS))
+    print("\n".join(running))
     try:
         while all(server.poll() is None for server in running.values()):
             time.sleep(0.5)

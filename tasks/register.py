@@ -138,6 +138,12 @@ def decided(
     return record
 
 
+def withheld(decision: dict[str, Any]) -> dict[str, Any]:
+    """Return a promotion as what it is while promoting is switched off; the next run makes it."""
+    reasons = ["promoting was switched off for this run", *decision["reasons"]]
+    return {**decision, "verdict": "HOLD", "reasons": reasons, "final": False, "withheld": True}
+
+
 def settled(client: tracking.MlflowClient, run: tracking.Run) -> dict[str, Any]:
     """Return what `retrain_run` returned for a retrain that was judged before."""
     run_id = str(run.info.run_id)
@@ -153,6 +159,8 @@ def retrain_run(
     settings: params.Params,
     results: dict[str, dict[str, Any]],
     failed: dict[str, str],
+    *,
+    promote: bool = True,
 ) -> dict[str, Any]:
     """Log, judge, register and promote; go on where an interrupted attempt ended.
 
@@ -182,6 +190,8 @@ def retrain_run(
             )
         tracking.log_metrics(client, run_id, runs.flat_metrics(results[tags["best"]]))
         decision = decided(client, run_id, settings, sha256)
+        if not promote and decision["verdict"] == "PROMOTE":
+            decision = withheld(decision)
         version = tracking.find_version(client, model, sha256) or tracking.register(
             client, run_id, path, model, {"onnx_sha256": sha256, **common}
         )
@@ -206,11 +216,20 @@ def main() -> None:
     """Log, register, compare, promote; then write data/reports/summary.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=json.loads, help="the flow's JSON: seconds and failures")
-    stages = parser.parse_args().stages or {"seconds": {}, "failed": {}}
+    parser.add_argument("--no-promote", action="store_true", help="judge, but change no champion")
+    arguments = parser.parse_args()
+    stages = arguments.stages or {"seconds": {}, "failed": {}}
     settings = params.load()
     results = scored(settings.candidates)
     with tracking.session(settings.register_.experiment) as (client, experiment):
-        logged = retrain_run(client, experiment, settings, results, stages["failed"])
+        logged = retrain_run(
+            client,
+            experiment,
+            settings,
+            results,
+            stages["failed"],
+            promote=not arguments.no_promote,
+        )
     known = {
         "verdict": logged["verdict"],
         "reason": logged["reason"],
@@ -229,6 +248,7 @@ def main() -> None:
             "best": logged["best"],
             **known,
             "champion": logged["champion"],
+            "withheld": logged["decision"].get("withheld", False),
             "git_commit": logged["git_commit"],
             "candidates": results,
             **stages,

@@ -102,7 +102,7 @@ def test_a_retrain_is_listed_with_its_stages(api: str, trained: Trained) -> None
     query = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = httpx.post(f"{api}/task_runs/filter", json=query).json()
     states = {task["name"]: task["state_name"] for task in tasks}
-    assert states["train_head@resnet18"] == states["export"] == "Unchanged"
+    assert states["train_head@resnet18"] == states["export"] == "Cached"
 
 
 def test_a_cron_schedule_fires(api: str, tmp_path: Path) -> None:

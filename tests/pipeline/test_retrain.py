@@ -128,7 +128,7 @@ def test_second_retrain_changes_nothing(trained: Trained) -> None:
     assert second.returncode == 0, second.stderr
     output = second.stdout + second.stderr
     assert project.started(output) == []
-    unchanged = set(re.findall(r"Task run '([^']+)' - Finished in state Unchanged", output))
+    unchanged = set(re.findall(r"Task run '([^']+)' - Finished in state Cached", output))
     assert unchanged == {*SHARED, *stages_of("resnet18", "mobilenet_v2"), "register"}
     assert project.path("dvc.lock").read_bytes() == lock
     assert (len(runs(project)), len(versions(project))) == (count, 1)

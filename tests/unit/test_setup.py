@@ -53,7 +53,19 @@ def test_targets_are_listed() -> None:
     listed = subprocess.run(
         [MAKE], env=outside_make(), capture_output=True, text=True, check=True
     ).stdout
-    for target in ("setup", "demo", "retrain", "test", "lint", "ui", "clean", "lock"):
+    for target in [
+        "setup",
+        "demo",
+        "retrain",
+        "test",
+        "test-stack",
+        "up",
+        "down",
+        "lint",
+        "ui",
+        "clean",
+        "lock",
+    ]:
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE)
 
 

@@ -1,0 +1,109 @@
+"""What Prefect's server does by itself: calls dead runs dead, and tells people, if asked to.
+
+Notifications are off unless REFIT_WEBHOOK holds an address when this runs; the address is kept in
+a Webhook block, encrypted, and never printed.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.settings import get_current_settings
+from prefect.states import StateType
+from pydantic import SecretStr
+
+WEBHOOK = "REFIT_WEBHOOK"
+BLOCK = "refit"
+MISSED = 3  # heartbeats that did not come before a run is called dead
+HEARTBEAT = "prefect.flow-run.heartbeat"
+ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
+RETRAIN: dict[str, str | list[str]] = {
+    "prefect.resource.role": "flow",
+    "prefect.resource.name": "retrain",
+}
+RUN_TEXT = "{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}: "
+# event -> the text that people get
+TOLD = {
+    "prefect.flow-run.Failed": RUN_TEXT + "{{ flow_run.state.message }}",
+    "prefect.flow-run.Crashed": RUN_TEXT + "{{ flow_run.state.message }}",
+    "refit.refused": "{{ event.payload.text }}",
+    "refit.promoted": "{{ event.payload.text }}",
+}
+
+
+def dead_runs() -> Automation:
+    """Return the automation that makes a run Crashed, which frees its slot, when it falls silent.
+
+    It needs the heartbeats to come as often as this process is told they do; Prefect's default of
+    180 s beside an automation that waits 90 s would crash every healthy run.
+    """
+    every = get_current_settings().flows.heartbeat_frequency
+    if every is None:
+        raise SystemExit("automations: PREFECT_FLOWS_HEARTBEAT_FREQUENCY is off: set it to 30")
+    return Automation(
+        name="refit: dead runs",
+        description=f"A run that sent no heartbeat for {MISSED * every} s is Crashed.",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDED)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related=RETRAIN,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=MISSED * every),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                # Forced, it would crash runs that ended well whenever the news of their end came
+                # before their first heartbeat, or was lost with the server.
+                force=False,
+                message=f"no heartbeat for {MISSED * every} s: its process or machine is gone",
+            )
+        ],
+    )
+
+
+def notifications(block: Any) -> list[Automation]:
+    """Return one automation for each kind of news that calls a webhook block."""
+    found = []
+    for event, text in TOLD.items():
+        of_a_run = event.startswith("prefect.")
+        found.append(
+            Automation(
+                name=f"refit: tell {event}",
+                trigger=EventTrigger(
+                    expect={event},
+                    match={"prefect.resource.id": "prefect.flow-run.*" if of_a_run else "refit.*"},
+                    match_related=RETRAIN if of_a_run else {},
+                    posture=Posture.Reactive,
+                    threshold=1,
+                    within=timedelta(0),
+                ),
+                actions=[CallWebhook(block_document_id=block, payload=text)],
+            )
+        )
+    return found
+
+
+def make() -> None:
+    """Make this project's automations anew; without REFIT_WEBHOOK those that tell people go."""
+    wanted = [dead_runs()]
+    if address := os.environ.get(WEBHOOK):
+        wanted += notifications(Webhook(url=SecretStr(address)).save(BLOCK, overwrite=True))
+    names = {dead_runs().name, *(f"refit: tell {event}" for event in TOLD)}
+    with get_client(sync_client=True) as client:
+        for name in names:
+            for old in client.read_automations_by_name(name):
+                client.delete_automation(old.id)
+    for automation in wanted:
+        automation.create()
