@@ -162,6 +162,10 @@ def tell(registered: State, outcome: Outcome) -> None:
     summary = files.read_json(files.SUMMARY)
     if new := registered.name != CACHED:
         artifacts.announce(summary)
+    if new and summary["verdict"] == "PROMOTE" and params.load().export.variants:
+        made = run_child("variants", [sys.executable, "-m", "tasks.variants"], return_state=True)
+        if not made.is_completed():
+            get_run_logger().warning("no smaller variants: %s", made.message)
     if new or not report.PAGE.exists():
         page = run_child("report", [sys.executable, "-m", "tasks.report"], return_state=True)
         if not page.is_completed():

@@ -12,7 +12,9 @@ from tests.pipeline.project import Project, Trained, make_project
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Retrain a shrunk project once."""
-    project = make_project(tmp_path_factory.mktemp("trained") / "project", each=40)
+    project = make_project(
+        tmp_path_factory.mktemp("trained") / "project", each=40, variants=("int8",)
+    )
     return Trained(project, project.retrain())
 
 

@@ -116,7 +116,7 @@ def small_pictures(root: Path, each: int) -> None:
             Image.open(path).resize((SIDE, SIDE)).save(target)
 
 
-def make_project(root: Path, each: int) -> Project:
+def make_project(root: Path, each: int, variants: tuple[str, ...] = ()) -> Project:
     """Copy the project to `root`, shrink its params and give it pictures."""
     for folder in ("flows", "tasks"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -125,6 +125,7 @@ def make_project(root: Path, each: int) -> Project:
         shutil.copy(ROOT / name, root / name)
     project = Project(root)
     project.change_params(shrink_params)
+    project.change_params(lambda params: params["export"].update(variants=list(variants)))
     small_pictures(root, each)
     project.ok("git", "init", "-q")
     project.ok("git", "config", "user.name", "test")

@@ -67,6 +67,15 @@ def test_first_retrain_trains_compares_and_registers(trained: Trained) -> None:
         assert text in first.stdout
 
 
+def test_variants_of_a_promoted_model_are_judged(trained: Trained) -> None:
+    project = trained.project
+    report = json.loads(project.path("data/variants/report.json").read_text())
+    int8 = report["variants"]["int8"]
+    assert project.path("data/variants/model.int8.onnx").exists() == int8["released"]
+    page = project.path("data/reports/report.html").read_text()
+    assert ("not released" in page) != int8["released"]
+
+
 def test_mlflow_tells_the_whole_retrain(trained: Trained) -> None:
     project = trained.project
     found = runs(project)
