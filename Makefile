@@ -62,7 +62,7 @@ down:  ## End what `make up` started
 	$(BIN)/python -m flows.down
 
 .PHONY: test-docker
-test-docker: docker-tools setup  ## Build both images and use them: root, ten minutes, 30 GB for that time
+test-docker: docker-tools setup  ## Build both images and use them (root, 15 minutes, 20 GB meanwhile)
 	$(BIN)/python -m pytest tests/docker/images.py
 
 .PHONY: docker-tools

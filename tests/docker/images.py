@@ -1,7 +1,7 @@
 """Both images really built and used, each as its own user: `make test-docker`.
 
 There is no engine in it: Debian's minimal system stands in for the base image, and buildah builds
-and runs by chroot, so that nothing shows how an engine isolates. About 25 GB of disk are used, and
+and runs by chroot, so that nothing shows how an engine isolates. About 20 GB of disk are used, and
 given back. `make test` does not collect this file.
 """
 
