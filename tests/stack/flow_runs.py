@@ -14,7 +14,7 @@ from tests.pipeline.project import Project
 from tests.stack import processes
 from tests.stack.servers import Service
 
-POOL = "local"
+POOL = "refit"
 
 
 class Deployment:
