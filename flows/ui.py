@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,9 +26,13 @@ SERVERS = {
 def main() -> None:
     """Start both servers and wait until one ends or Ctrl-C."""
     programs = Path(sys.executable).parent
+    # MLflow would start seven processes for jobs that this project has none of.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     running = {
         # A group of its own each: MLflow's workers outlive their parent's end otherwise.
-        name: subprocess.Popen([str(programs / command[0]), *command[1:]], start_new_session=True)
+        name: subprocess.Popen(
+            [str(programs / command[0]), *command[1:]], start_new_session=True, env=environment
+        )
         for name, command in SERVERS.items()
         if command[0] != "prefect" or services.running("server") is None  # `make up` has its own
     }
