@@ -21,8 +21,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        # A write to an open file does not say to which: whoever tells people has to know.
-        error.filename = error.filename or str(path)
+        # A write to an open file does not say to which: whoever tells people has to know. Errors of
+        # a connection are an OSError too, but none of the system's and with no file.
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
