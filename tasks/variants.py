@@ -135,7 +135,8 @@ def verdict(
         reasons.append(f"is not faster on {provider} (batch {'; '.join(slower)} a picture)")
     return {
         "released": not reasons,
-        "reason": " and ".join(reasons) or f"loses {drop:.2%} accuracy and is faster",
+        "reason": " and ".join(reasons)
+        or f"{'loses' if drop > 0 else 'gains'} {abs(drop):.2%} accuracy and is faster",
         "accuracy": float(is_right.mean()),
         "accuracy_float32": float(was_right.mean()),
         "lost": int((was_right & ~is_right).sum()),

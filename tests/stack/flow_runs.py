@@ -15,6 +15,7 @@ from tests.stack import processes
 from tests.stack.servers import Service
 
 POOL = "refit"
+LINES = 200
 
 
 class Deployment:
@@ -68,8 +69,14 @@ class Deployment:
     def logged(self, run: str) -> str:
         """Return what the server has of a run's log, the oldest line first."""
         wanted = {"flow_run_id": {"any_": [run]}}
-        lines = self._ask("logs/filter", logs=wanted, sort="TIMESTAMP_ASC")
-        return "\n".join(line["message"] for line in lines)
+        found: list[str] = []
+        while True:  # the server gives so many lines at a time
+            page = self._ask(
+                "logs/filter", logs=wanted, sort="TIMESTAMP_ASC", offset=len(found), limit=LINES
+            )
+            found += [line["message"] for line in page]
+            if len(page) < LINES:
+                return "\n".join(found)
 
 
 @contextmanager

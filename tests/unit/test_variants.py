@@ -110,6 +110,9 @@ def test_a_variant_that_loses_little_and_is_faster_is_released() -> None:
     assert result["released"]
     assert (result["lost"], result["gained"]) == (2, 1)
     assert result["accuracy"] == 298 / 300
+    assert result["reason"] == "loses 0.33% accuracy and is faster"
+    better = variants.verdict(TRUE, wrong(1, 2), wrong(1), FASTER, 0.005, "cpu")
+    assert better["reason"] == "gains 0.33% accuracy and is faster"
 
 
 @pytest.mark.parametrize(
