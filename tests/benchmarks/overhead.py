@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
+
+from tests.loopback import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("flows", "tasks", "dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore")
@@ -89,9 +90,7 @@ def commands(folder: Path) -> list[list[str]]:
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """Run a Prefect server on loopback and yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {**ENVIRONMENT, "PREFECT_HOME": str(folder / ".prefect")}
     with subprocess.Popen(

@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ import requests
 from tasks import serving
 from tests.docker import compose
 from tests.docker.buildah import ROOT, Container, Image, Store, moved
+from tests.loopback import free_port
 from tests.pipeline.project import Project, make_project
 
 GIGABYTES = 30
@@ -65,12 +65,6 @@ def images(store: Store) -> dict[str, Image]:
 @pytest.fixture(params=["serve", "worker"])
 def image(request: pytest.FixtureRequest, images: dict[str, Image]) -> Image:
     return images[request.param]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(address: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import requests
+
+from tests.loopback import free_port
 
 
 class Server:
@@ -23,9 +24,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self._port = int(found.getsockname()[1])
+        self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self._running: subprocess.Popen[bytes] | None = None
 

@@ -101,6 +101,14 @@ class Project:
         change(params)
         file.write_text(yaml.safe_dump(params, sort_keys=False))
 
+    def start_history(self) -> None:
+        """Commit everything to a git repository of its own."""
+        self.ok("git", "init", "-q", "-b", "main")
+        self.ok("git", "config", "user.name", "test")
+        self.ok("git", "config", "user.email", "test@example.invalid")
+        self.ok("git", "add", "-A")
+        self.ok("git", "commit", "-q", "-m", "start")
+
     def edit(self, name: str) -> None:
         """Change a source file without changing what it does."""
         file = self.path(name)
@@ -127,11 +135,7 @@ def make_project(root: Path, each: int, variants: tuple[str, ...] = ()) -> Proje
     project.change_params(shrink_params)
     project.change_params(lambda params: params["export"].update(variants=list(variants)))
     small_pictures(root, each)
-    project.ok("git", "init", "-q")
-    project.ok("git", "config", "user.name", "test")
-    project.ok("git", "config", "user.email", "test@example.invalid")
-    project.ok("git", "add", "-A")
-    project.ok("git", "commit", "-q", "-m", "start")
+    project.start_history()
     return project
 
 

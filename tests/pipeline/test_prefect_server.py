@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from flows.child import end_group
+from tests.loopback import free_port, wait_for
 from tests.pipeline.project import Project, Trained
 
 SERVED_FLOW = """
@@ -28,38 +25,6 @@ def tick() -> str:
 if __name__ == "__main__":
     tick.serve(name="every-minute", cron="* * * * *")
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(found: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Ask until the answer is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if answer := found():
-                return answer
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"{what} did not happen within {seconds:g} s")
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, ending)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                continue
-    # What the leader left of its group.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

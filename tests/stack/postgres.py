@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.loopback import free_port
 from tests.stack import processes
 
 PACKAGE = "postgresql"
@@ -56,7 +57,7 @@ class Postgres:
 def running(log: Path) -> Iterator[Postgres]:
     """Run a new, empty server; every connection needs the password."""
     initdb = processes.needed("initdb", PACKAGE, *FOLDERS)
-    server = Postgres(processes.free_port(), secrets.token_hex(16))
+    server = Postgres(free_port(), secrets.token_hex(16))
     with processes.own_folder() as folder:
         given = folder / "password"
         given.write_text(server.password)

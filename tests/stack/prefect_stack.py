@@ -11,11 +11,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import httpx
 import psutil
 
 from flows.child import end_group
+from tests.loopback import free_port, wait_for
 from tests.pipeline.project import ROOT, SHIPPED, Project
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -107,11 +107,7 @@ def make_project(root: Path) -> Project:
     project.path("data/raw").mkdir(parents=True)
     project.path("data/raw/picture.txt").write_text("picture")
     set_work(project, seconds=0)
-    project.ok("git", "init", "-q", "-b", "main")
-    project.ok("git", "config", "user.name", "test")
-    project.ok("git", "config", "user.email", "test@example.invalid")
-    project.ok("git", "add", "-A")
-    project.ok("git", "commit", "-q", "-m", "start")
+    project.start_history()
     return project
 
 
@@ -141,24 +137,6 @@ def descendants(project: Project) -> list[psutil.Process]:
             if ours and inside and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(found: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Ask until the answer is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):
-            if answer := found():
-                return answer
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
 @dataclass

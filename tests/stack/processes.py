@@ -21,13 +21,6 @@ from flows.child import end_group
 NOBODY = "nobody"  # who runs what refuses to be run by root
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def needed(program: str, package: str, *folders: str) -> str:
     """Return a program's path, or fail in one line that names the package to install."""
     path = os.pathsep.join([*folders, os.environ["PATH"], "/usr/sbin"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.loopback import free_port
 from tests.stack import processes
 
 EVERYTHING = """{"Version": "2012-10-17",
@@ -63,7 +64,7 @@ def running(log: Path, *buckets: str) -> Iterator[S3]:
     for module in ("moto", "boto3"):
         if importlib.util.find_spec(module) is None:
             pytest.fail(f"no {module} in this environment: run `make setup`", pytrace=False)
-    port = processes.free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     setting_up = ("CreateUser", "PutUserPolicy", "CreateAccessKey")
     environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(len(setting_up))}

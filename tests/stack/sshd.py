@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.loopback import free_port
 from tests.stack import processes
 
 PACKAGE = "openssh-server"
@@ -81,7 +82,7 @@ def running(folder: Path, log: Path) -> Iterator[Ssh]:
         log: gets what the server says.
     """
     server = processes.needed("sshd", PACKAGE)
-    port = processes.free_port()
+    port = free_port()
     user = processes.NOBODY if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     private = _key(folder / "key")
     with processes.own_folder() as place, _agent(folder / "key", folder) as agent:

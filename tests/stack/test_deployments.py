@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from flows.child import end_group
+from tests.loopback import free_port, wait_for
 from tests.pipeline.project import Project
-from tests.stack.prefect_stack import Stack, free_port, make_project, read_json, trained, wait_for
+from tests.stack.prefect_stack import Stack, make_project, read_json, trained
 
 
 class Machine:

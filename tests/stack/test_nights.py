@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.loopback import wait_for
 from tests.stack.prefect_stack import (
     Stack,
     descendants,
@@ -27,7 +28,6 @@ from tests.stack.prefect_stack import (
     set_work,
     stack,
     trained,
-    wait_for,
 )
 
 SECRET = "a-secret-that-no-log-may-hold"  # noqa: S105 - it is made up

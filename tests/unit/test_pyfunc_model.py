@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from PIL import Image
 from tasks import predict, tracking
 from tasks.pyfunc_model import TRAVELLING, PictureModel, copy_code
 from tasks.vision.errors import RefitError
+from tests.loopback import free_port
 from tests.unit.colours import NAMES, write_model
 
 ADDRESS = "models:/colours@champion"
@@ -146,9 +146,7 @@ def test_code_travels_under_a_name_of_its_own(model: Path, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def server(registry: Path) -> Iterator[str]:
     """Run `mlflow models serve` where there is no project, as the README says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["-m", "mlflow", "models", "serve", "-m", ADDRESS, "--env-manager", "local"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = registry / "server.log"
