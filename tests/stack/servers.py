@@ -12,6 +12,7 @@ from pathlib import Path
 
 import requests
 
+from tests.loopback import free_port
 from tests.pipeline.project import Project
 from tests.stack import postgres, processes, s3
 from tests.stack.postgres import Postgres
@@ -93,7 +94,7 @@ def mlflow(
         store: keeps the artifacts; clients need no access to it.
         before: the server that is started again.
     """
-    url = before.url if before else f"http://127.0.0.1:{processes.free_port()}"
+    url = before.url if before else f"http://127.0.0.1:{free_port()}"
     password, key = before.secrets if before else (secrets.token_hex(16), secrets.token_hex(16))
     auth = folder / "mlflow_auth.ini"
     auth.write_text(AUTH)
@@ -106,6 +107,7 @@ def mlflow(
         "MLFLOW_TRACKING_URI": url,
         "MLFLOW_TRACKING_USERNAME": "refit",
         "MLFLOW_TRACKING_PASSWORD": password,
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     }
 
     def ready() -> bool:
@@ -130,7 +132,7 @@ def prefect_environment(folder: Path, database: Postgres, password: str) -> dict
 @contextmanager
 def prefect(folder: Path, database: Postgres) -> Iterator[Service]:
     """Run Prefect's server with PostgreSQL and basic auth."""
-    port, password = str(processes.free_port()), secrets.token_hex(16)
+    port, password = str(free_port()), secrets.token_hex(16)
     url = f"http://127.0.0.1:{port}/api"
     environment = {
         **Project(folder).environment(),
