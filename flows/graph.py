@@ -7,6 +7,7 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage import Stage
 
 DATA = "data/raw.dvc"
 
@@ -58,22 +59,24 @@ def ask() -> Graph:
                 for name, stage in stages.items()
             }
             recorded = DATA in {s.addressing for s in repo.index.stages}
+            stale = frozenset(name for name in stages if name in status)
+            unkept = {n for n in stale if _lacks_only_the_cache(stages[n], status[n])}
     except DvcException as error:
         raise GraphError(f"DVC: {error}") from error
-    stale = frozenset(name for name in stages if name in status)
-    unkept = {name for name in stale if _lacks_only_the_cache(status[name])}
     new_data = not recorded or DATA in status
     return Graph(_in_order(needs), stale - unkept, new_data, frozenset(unkept))
 
 
-def _lacks_only_the_cache(changes: list[Any]) -> bool:
+def _lacks_only_the_cache(stage: Stage, changes: list[Any]) -> bool:
     """Whether a stage's results are here as recorded, and only DVC's cache has not got them."""
-    return all(
+    lacking = all(
         isinstance(change, dict)
         and change.keys() == {"changed outs"}
         and set(change["changed outs"].values()) == {"not in cache"}
         for change in changes
     )
+    # To DVC a result that is gone, or was changed, is "not in cache" too.
+    return lacking and not any(out.workspace_status() for out in stage.outs)
 
 
 def _in_order(needs: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import artifacts, graph, loopback, orphan, report, workspace
+from flows import artifacts, engine_log, graph, loopback, orphan, report, workspace
 from flows.stages import CACHED, Outcome, run_child, run_stages, transfer, unchanged
 from tasks import files, params, results
 from tasks.vision.errors import RefitError
@@ -77,6 +77,7 @@ def retrain(
         if_busy: while another retrain holds this workspace: fail, wait for it, or end Cancelled.
     """
     orphan.end_with_parent()
+    engine_log.say_failures_once()
     logger = get_run_logger()
     try:
         with (

@@ -58,7 +58,6 @@ class Project:
             if not name.startswith(("PREFECT_", "MLFLOW_", "DVC_"))
         }
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        # Small jobs side by side on few cores: more threads would only wait for each other.
         return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", **more}
 
     def ok(self, *command: str, **environment: str) -> str:

@@ -78,6 +78,16 @@ class Deployment:
             if len(page) < LINES:
                 return "\n".join(found)
 
+    def told(self, run: str) -> str:
+        """Return the whole log of a run that has ended; its last lines come after its state."""
+
+        def whole() -> str | None:
+            log = self.logged(run)
+            return log if "Finished in state" in log else None
+
+        log: str = processes.wait_for(whole, 30, f"the last line of flow run {run}")
+        return log
+
 
 @contextmanager
 def worker(server: Service, log: Path, environment: dict[str, str]) -> Iterator[None]:

@@ -132,7 +132,9 @@ def descendants(project: Project) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-            ours = process.pid in noted or "dvc" in words or "guard.py" in words
+            ours = process.pid in noted or any(
+                word in words for word in ("dvc", "guard.py", "-m tasks.")
+            )
             inside = process.cwd() == str(project.root)
             if ours and inside and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
@@ -146,11 +148,13 @@ class Stack:
     Attributes:
         project: with the stand-in stages.
         port: of the server on loopback.
+        settings: more of the environment of its processes.
         processes: by name, those that this stack started.
     """
 
     project: Project
     port: int
+    settings: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -168,6 +172,7 @@ class Stack:
             PREFECT_WORKER_QUERY_SECONDS="2",
             PREFECT_RUNNER_POLL_FREQUENCY="1",
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
+            **self.settings,
             **more,
         )
 
@@ -201,10 +206,14 @@ class Stack:
             with contextlib.suppress(psutil.Error):
                 member.kill()
 
-    def start_server(self) -> None:
-        """Start the server and wait for its first answer."""
+    def begin_server(self) -> None:
+        """Start the server."""
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         self.start("server", "prefect", "server", "start", *address)
+
+    def start_server(self) -> None:
+        """Start the server and wait for its first answer."""
+        self.begin_server()
         wait_for(lambda: httpx.get(f"{self.api}/health").is_success, 120, "the server's start")
 
     def start_worker(self) -> None:
@@ -331,6 +340,13 @@ def stack(folder: Path) -> Iterator[Stack]:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End one process, and only it, as the kernel does when memory runs out."""
     os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started, but for those that have groups of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -25,6 +25,7 @@ from tests.stack.prefect_stack import (
     Stack,
     descendants,
     kill,
+    kill_group,
     set_work,
     stack,
     trained,
@@ -228,12 +229,6 @@ def test_the_server_away_midway(up: Stack) -> None:
     done = up.wait(up.trigger("nightly"), seconds=150)
     assert done["state_type"] == "COMPLETED", done["state"]
     assert trained(up.project) == before + 1
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_cancelled_under_serve(up: Stack) -> None:

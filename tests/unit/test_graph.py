@@ -49,3 +49,13 @@ def test_data_that_the_cache_lost_are_new(project: Path) -> None:
     shutil.rmtree(".dvc/cache")
     found = graph.ask()
     assert (found.unkept, found.new_data) == (frozenset({"one"}), True)
+
+
+@pytest.mark.parametrize("content", [None, "changed"], ids=["gone", "changed"])
+def test_a_result_that_cache_and_project_lost_is_stale(project: Path, content: str | None) -> None:
+    shutil.rmtree(".dvc/cache/files")
+    Path("data/out/b").unlink()
+    if content:
+        Path("data/out/b").write_text(content)
+    found = graph.ask()
+    assert (found.stale, found.unkept) == (frozenset({"one"}), frozenset())
