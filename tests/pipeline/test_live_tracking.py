@@ -116,12 +116,12 @@ def allow(epoch: int) -> None:
     Path("allowed").write_text(str(epoch))
 
 
-def stage(after: float = 0.0) -> subprocess.Popen[bytes]:
+def stage(after: float = 0.0, *more: str) -> subprocess.Popen[bytes]:
     """Start the training in the working folder, in a process group of its own."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with Path("stage.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.live_training", str(after)],
+            [sys.executable, "-m", "tests.unit.live_training", str(after), *more],
             env={**os.environ, "PYTHONPATH": path},
             stdout=log,
             stderr=log,
@@ -247,6 +247,54 @@ def test_an_interrupted_training_goes_on_in_its_run(
     wait_for(lambda: not processes_of(project), ENDED)
     assert left() == untracked
     assert_whole(client, registry.registered()["run_id"], run.info.run_id)
+
+
+def test_fine_tuning_goes_on_in_the_run_of_the_head_s_training(
+    project: Path, server: Server
+) -> None:
+    server.start()
+    client = MlflowClient(server.uri)
+    allow(EPOCHS)
+    assert stage(0.0, "head").wait() == 0
+    wait_for(lambda: not processes_of(project), ENDED)
+    head = followed(client)
+    assert head.info.status == "FINISHED"
+    allow(2)
+    tuning = stage()
+    wait_for(lambda: arrived(client, 2))
+    assert followed(client).info.run_id == head.info.run_id
+    assert followed(client).info.status == "RUNNING"
+    allow(EPOCHS)
+    assert tuning.wait() == 0
+    wait_for(lambda: not processes_of(project), ENDED)
+    assert_whole(client, registry.registered()["run_id"], head.info.run_id)
+    points = client.get_metric_history(head.info.run_id, "head/val_loss")
+    assert sorted(point.step for point in points) == ALL
+
+
+def test_an_attempt_that_diverged_is_a_failed_run_of_its_own(project: Path, server: Server) -> None:
+    server.start()
+    client = MlflowClient(server.uri)
+    allow(2)
+    training = stage(0.0, "fine_tune", "3")
+    wait_for(lambda: arrived(client, 2))
+    first = followed(client)
+    allow(3)
+    wait_for(lambda: client.get_run(first.info.run_id).info.status == "FAILED")
+    assert training.poll() is None
+    allow(EPOCHS)
+    assert training.wait() == 0
+    wait_for(lambda: not processes_of(project), ENDED)
+    first = client.get_run(first.info.run_id)
+    assert first.info.status == "FAILED"
+    assert first.data.tags["diverged"] == "tried again at a lower rate"
+    assert steps(client, first, "val_loss") == [0, 1, 2]
+    parent = registry.registered()["run_id"]
+    runs = client.search_runs(["1"], "tags.candidate = 'toy'")
+    (second,) = [run for run in runs if run.info.run_id != first.info.run_id]
+    assert second.data.tags["mlflow.parentRunId"] == parent
+    assert second.info.status == "FINISHED"
+    assert steps(client, second, "val_loss") == ALL
 
 
 def test_a_short_training_is_not_followed(project: Path) -> None:

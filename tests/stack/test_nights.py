@@ -134,6 +134,7 @@ def test_nothing_changed_is_cached(up: Stack, receiver: Receiver) -> None:
 
 
 def test_a_refusal_and_a_failure_are_told(up: Stack, receiver: Receiver) -> None:
+    up.wait(up.trigger("nightly"))  # so that the data are known
     set_work(up.project, 0, verdict="REJECT")
     refused = up.wait(up.trigger("nightly"))
     assert refused["state_type"] == "COMPLETED"
@@ -153,6 +154,20 @@ def test_a_run_with_its_own_figures_leaves_params_alone(up: Stack) -> None:
     assert up.project.path("params.yaml").read_bytes() == params
     back = up.wait(up.trigger("nightly"))
     assert (back["state_type"], trained(up.project)) == ("COMPLETED", before + 1)  # from the cache
+
+
+def test_a_remote_that_is_away_for_a_moment(up: Stack) -> None:
+    mount = up.project.root.parent / "mount"
+    mount.touch()  # no folder: nothing is mounted there
+    up.project.ok("dvc", "remote", "add", "--default", "store", str(mount / "remote"))
+    run = up.trigger("nightly", push=True)
+    wait_for(lambda: up.task_states(run).get("push") == "AwaitingRetry", 90, "a push that failed")
+    mount.unlink()
+    done = up.wait(run)
+    assert done["state_type"] == "COMPLETED", done["state"]
+    assert "Traceback" not in up.logs(run)
+    up.project.ok("dvc", "status", "-c", "--quiet")  # fails where the remote lacks anything
+    up.project.ok("dvc", "remote", "remove", "store")
 
 
 def test_cancelled_under_a_worker(up: Stack, fell_silent: str) -> None:

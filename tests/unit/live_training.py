@@ -1,12 +1,13 @@
 """A training of the toy that waits before each epoch until a test allows it.
 
-Usage, in a project's folder: python -m tests.unit.live_training SENT_AFTER. It trains up to the
-epoch in the file `allowed` and writes `trained.safetensors` and the candidate's curve.
+Usage, in a project's folder: python -m tests.unit.live_training SENT_AFTER [BLOCK [DIVERGES]]. It
+trains up to the epoch in the file `allowed` and writes `trained.safetensors` and the candidate's
+curve. BLOCK is the stage's in params.yaml; its first attempt diverges in the epoch DIVERGES.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,22 +31,33 @@ def allowed() -> int:
 
 
 def main() -> None:
-    """Train as the stage `fine_tune` does."""
+    """Train as a stage does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sent_after", type=float)
+    parser.add_argument("block", nargs="?", choices=curves.STAGES, default="fine_tune")
+    parser.add_argument("diverges", nargs="?", type=int, default=0)
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    training.SENT_AFTER = float(sys.argv[1])
+    training.SENT_AFTER, key, fatal = asked.sent_after, asked.block, asked.diverges
     made = toy.training(toy.classifier(), RECIPE, "last_2_blocks", norms_frozen=False)
     batch = made.batch
 
     def paced(which: Any, epoch: int) -> Any:
+        nonlocal fatal
         while epoch > allowed():
             time.sleep(0.02)
-        return batch(which, epoch)
+        inputs, labels = batch(which, epoch)
+        if epoch == fatal:
+            fatal = 0  # the second attempt comes past this epoch
+            inputs = inputs * float("nan")
+        return inputs, labels
 
     made = replace(made, batch=paced)
-    with training.place("fine_tune", "toy", Processes()) as place:
-        fitted = place.fit(made, RECIPE, "toy", "0123", params.load().fine_tune)
+    with training.place(curves.STAGES[key], "toy", Processes()) as place:
+        block = params.load().head if key == "head" else params.load().fine_tune
+        fitted = place.fit(made, RECIPE, "toy", "0123", block)
         checkpoints.save(Path("trained.safetensors"), fitted.weights, {})
-        models.write_curve(curves.curve_of("toy", "fine_tune"), fitted.curve)
+        models.write_curve(curves.curve_of("toy", key), fitted.curve)
         place.clear()
 
 
