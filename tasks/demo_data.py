@@ -21,8 +21,10 @@ IMAGES = 500  # so that two candidates on two cores stay well under five minutes
 SEED = 42
 
 
-def cells() -> dict[str, list[Path]]:
-    """Return the package's pictures by class: defective if the experts' probability is above 0.5.
+def probabilities() -> dict[Path, float]:
+    """Return the package's pictures, and how probably each is defective: 0, 1/3, 2/3 or 1.
+
+    The experts' word and how sure they were of it.
 
     Raises:
         RefitError: the package is not installed.
@@ -31,11 +33,19 @@ def cells() -> dict[str, list[Path]]:
     if spec is None or spec.origin is None:
         raise RefitError("the package elpv-dataset is not installed: run `make setup`")
     package = Path(spec.origin).parent
+    rows = [line.split() for line in (package / "data/labels.csv").read_text().splitlines()]
+    return {package / "data" / path: float(probability) for path, probability, _ in rows}
+
+
+def cells() -> dict[str, list[Path]]:
+    """Return the package's pictures by class: defective if that is more probable than not.
+
+    Raises:
+        RefitError: the package is not installed.
+    """
     found: dict[str, list[Path]] = {"defective": [], "functional": []}
-    for line in (package / "data" / "labels.csv").read_text().splitlines():
-        path, probability, _ = line.split()
-        label = "defective" if float(probability) > 0.5 else "functional"
-        found[label].append(package / "data" / path)
+    for path, probability in probabilities().items():
+        found["defective" if probability > 0.5 else "functional"].append(path)
     return found
 
 

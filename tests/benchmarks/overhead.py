@@ -5,8 +5,9 @@
 
 In turns, each in a project of its own: the retrain flow from nothing, with its own server and
 database; and the same stages as plain programs, one after the other, in the order of dvc.yaml.
-The rest of the flow (its server, DVC, registering, the report) is the overhead. It prints a JSON
-object a round, then a no-op retrain's seconds with a Prefect server that is already running.
+The rest of the flow (its server, DVC, registering, the report) is the overhead; smaller variants of
+the model, which are work of their own, are made by neither. It prints a JSON object a round, then a
+no-op retrain's seconds with a Prefect server that is already running.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def project(folder: Path, images: str) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    settings["export"]["variants"] = []
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     (folder / "data").mkdir()
     shutil.copy(REPOSITORY / "data/.gitignore", folder / "data")
     git = ["git", "-c", "user.name=refit", "-c", "user.email=refit@localhost"]

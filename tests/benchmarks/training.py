@@ -87,6 +87,7 @@ def fastai(folder: Path, epochs: int) -> dict[str, float]:
     from fastai.vision.all import (  # type: ignore[import-not-found]
         F1Score,
         ImageDataLoaders,
+        Normalize,
         Resize,
         accuracy,
         aug_transforms,
@@ -97,14 +98,16 @@ def fastai(folder: Path, epochs: int) -> dict[str, float]:
     def network(pretrained: bool = False) -> Any:
         model = models.mobilenet_v2(weights=None)
         model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True), strict=False)
-        return model
+        # What fastai looks for in a network that it does not know: it cuts before the last pool.
+        return torch.nn.Sequential(model.features, torch.nn.AdaptiveAvgPool2d(1), model.classifier)
 
     loaders = ImageDataLoaders.from_folder(
         folder,
         train="train",
         valid="val",
         item_tfms=Resize(256),
-        batch_tfms=aug_transforms(size=224),
+        # By itself fastai normalises only for networks whose weights it has fetched.
+        batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
         bs=64,
         seed=42,
     )
@@ -113,11 +116,11 @@ def fastai(folder: Path, epochs: int) -> dict[str, float]:
         network,
         metrics=[accuracy, F1Score(average="macro")],
         pretrained=False,
-        cut=lambda model: model.features,
     )
     learner.freeze()
-    learner.fine_tune(epochs)
-    _, reached, f1 = learner.validate()
+    with learner.no_bar():
+        learner.fine_tune(epochs)
+        _, reached, f1 = learner.validate()
     return {"accuracy": float(reached), "f1_macro": float(f1)}
 
 
