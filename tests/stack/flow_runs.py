@@ -68,25 +68,28 @@ class Deployment:
 
     def logged(self, run: str) -> str:
         """Return what the server has of a run's log, the oldest line first."""
+        return "\n".join(line["message"] for line in self._lines(run))
+
+    def _lines(self, run: str) -> list[dict[str, Any]]:
         wanted = {"flow_run_id": {"any_": [run]}}
-        found: list[str] = []
+        found: list[dict[str, Any]] = []
         while True:  # the server gives so many lines at a time
             page = self._ask(
                 "logs/filter", logs=wanted, sort="TIMESTAMP_ASC", offset=len(found), limit=LINES
             )
-            found += [line["message"] for line in page]
+            found += page
             if len(page) < LINES:
-                return "\n".join(found)
+                return found
 
     def told(self, run: str) -> str:
         """Return the whole log of a run that has ended; its last lines come after its state."""
 
-        def whole() -> str | None:
-            log = self.logged(run)
-            return log if "Finished in state" in log else None
+        def is_whole() -> bool:
+            own = [line["message"] for line in self._lines(run) if not line["task_run_id"]]
+            return any(message.startswith("Finished in state") for message in own)
 
-        log: str = processes.wait_for(whole, 30, f"the last line of flow run {run}")
-        return log
+        processes.wait_for(is_whole, 30, f"the last line of flow run {run}")
+        return self.logged(run)
 
 
 @contextmanager
