@@ -47,7 +47,7 @@ retrain: setup  ## Retrain on what is in data/raw: only what is new is computed
 
 .PHONY: test
 test: setup  ## Run every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: test-stack
 test-stack: setup  ## Run the tests that start real servers
