@@ -22,7 +22,9 @@ from pydantic import SecretStr
 WEBHOOK = "REFIT_WEBHOOK"
 BLOCK = "refit"
 MISSED = 3  # heartbeats that did not come before a run is called dead
+UNSTARTED = 600.0  # seconds that a worker may take from a run's submission to its start
 HEARTBEAT = "prefect.flow-run.heartbeat"
+SUBMITTED = ("Pending", "Submitting")
 ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
 RETRAIN: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
@@ -73,6 +75,36 @@ def dead_runs() -> Automation:
     )
 
 
+def unstarted_runs() -> Automation:
+    """Return the automation that frees the slot of a run whose worker died before it started it.
+
+    Such a run holds its deployment's slot, sends no heartbeat that could fail to come, and no
+    other worker looks at it.
+    """
+    return Automation(
+        name="refit: runs that never started",
+        description=f"A run that did not start {UNSTARTED:g} s after its submission is Crashed.",
+        trigger=EventTrigger(
+            after={f"prefect.flow-run.{state}" for state in SUBMITTED},
+            expect={f"prefect.flow-run.{state}" for state in ("Running", *ENDED)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related=RETRAIN,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=UNSTARTED),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                force=False,
+                message=f"not started {UNSTARTED:g} s after its submission: its worker is gone",
+            )
+        ],
+    )
+
+
 def notifications(block: Any) -> list[Automation]:
     """Return one automation for each kind of news that calls a webhook block."""
     found = []
@@ -97,10 +129,10 @@ def notifications(block: Any) -> list[Automation]:
 
 def make() -> None:
     """Make this project's automations anew; without REFIT_WEBHOOK those that tell people go."""
-    wanted = [dead_runs()]
+    wanted = [dead_runs(), unstarted_runs()]
+    names = {made.name for made in wanted} | {f"refit: tell {event}" for event in TOLD}
     if address := os.environ.get(WEBHOOK):
         wanted += notifications(Webhook(url=SecretStr(address)).save(BLOCK, overwrite=True))
-    names = {dead_runs().name, *(f"refit: tell {event}" for event in TOLD)}
     with get_client(sync_client=True) as client:
         for name in names:
             for old in client.read_automations_by_name(name):

@@ -106,6 +106,7 @@ def make_project(root: Path) -> Project:
     )
     project.path("data/raw").mkdir(parents=True)
     project.path("data/raw/picture.txt").write_text("picture")
+    project.change_params(lambda params: params["export"].update(variants=[]))
     set_work(project, seconds=0)
     project.start_history()
     return project

@@ -77,9 +77,10 @@ def automations(up: Stack) -> set[str]:
     return {found["name"] for found in up.post("automations/filter")}
 
 
-def make_automations(up: Stack, **environment: str) -> None:
+def make_automations(up: Stack, unstarted: float = 600.0, **environment: str) -> None:
+    make = f"from flows import automations; automations.UNSTARTED = {unstarted}; automations.make()"
     subprocess.run(
-        [sys.executable, "-c", "from flows import automations; automations.make()"],
+        [sys.executable, "-c", make],
         cwd=up.project.root,
         env=up.environment(**environment),
         check=True,
@@ -103,10 +104,11 @@ def fell_silent(up: Stack) -> str:
 
 
 def test_a_run_shows_what_it_did_and_why(up: Stack, receiver: Receiver) -> None:
-    assert automations(up) == {"refit: dead runs"}  # telling people is off by default
+    # Telling people is off by default.
+    assert automations(up) == {"refit: dead runs", "refit: runs that never started"}
     make_automations(up, REFIT_WEBHOOK=receiver.url)
     make_automations(up, REFIT_WEBHOOK=receiver.url)
-    assert len(automations(up)) == 5
+    assert len(automations(up)) == 6
     first = up.wait(up.trigger("nightly"))
     assert first["state_type"] == "COMPLETED", up.logs(first["id"])
     assert first["name"] == "first new data"
@@ -185,6 +187,20 @@ def test_the_worker_killed(up: Stack) -> None:
     assert up.wait(flow_run, seconds=30)["state_type"] == "CRASHED"
     up.start_worker()
     up.next_run_completes()
+
+
+def test_the_worker_killed_before_it_started_the_run(up: Stack, receiver: Receiver) -> None:
+    """The run stays submitted and holds the slot, as if its worker had died that moment."""
+    make_automations(up, unstarted=20.0, REFIT_WEBHOOK=receiver.url)
+    found = up.get("deployments/name/retrain/nightly")
+    made = up.post(f"deployments/{found['id']}/create_flow_run", state={"type": "PENDING"})
+    queued = up.trigger("nightly")
+    wait_for(lambda: up.run(queued)["state_name"] == "AwaitingConcurrencySlot", 30, "a taken slot")
+    lost = up.wait(made["id"])
+    assert lost["state_type"] == "CRASHED"
+    assert "not started 20 s after its submission" in lost["state"]["message"]
+    assert up.wait(queued)["state_type"] == "COMPLETED"
+    make_automations(up, REFIT_WEBHOOK=receiver.url)
 
 
 def test_a_run_that_fell_silent(up: Stack, fell_silent: str, receiver: Receiver) -> None:
