@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -193,7 +194,11 @@ def test_the_worker_killed_before_it_started_the_run(up: Stack, receiver: Receiv
     """The run stays submitted and holds the slot, as if its worker had died that moment."""
     make_automations(up, unstarted=20.0, REFIT_WEBHOOK=receiver.url)
     found = up.get("deployments/name/retrain/nightly")
-    made = up.post(f"deployments/{found['id']}/create_flow_run", state={"type": "PENDING"})
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()  # so that no worker takes it
+    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": later}}
+    made = up.post(f"deployments/{found['id']}/create_flow_run", state=state)
+    up.post(f"flow_runs/{made['id']}/set_state", state={"type": "PENDING"})
+    assert up.run(made["id"])["state_name"] == "Pending"
     queued = up.trigger("nightly")
     wait_for(lambda: up.run(queued)["state_name"] == "AwaitingConcurrencySlot", 30, "a taken slot")
     lost = up.wait(made["id"])
