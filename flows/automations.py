@@ -7,6 +7,7 @@ a Webhook block, encrypted, and never printed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -49,29 +50,13 @@ def dead_runs() -> Automation:
     every = get_current_settings().flows.heartbeat_frequency
     if every is None:
         raise SystemExit("automations: PREFECT_FLOWS_HEARTBEAT_FREQUENCY is off: set it to 30")
-    return Automation(
-        name="refit: dead runs",
-        description=f"A run that sent no heartbeat for {MISSED * every} s is Crashed.",
-        trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDED)},
-            match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            match_related=RETRAIN,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=MISSED * every),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                name="Crashed",
-                # Forced, it would crash runs that ended well whenever the news of their end came
-                # before their first heartbeat, or was lost with the server.
-                force=False,
-                message=f"no heartbeat for {MISSED * every} s: its process or machine is gone",
-            )
-        ],
+    return _crashes(
+        "refit: dead runs",
+        f"A run that sent no heartbeat for {MISSED * every} s is Crashed.",
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *_events(ENDED)},
+        within=MISSED * every,
+        message=f"no heartbeat for {MISSED * every} s: its process or machine is gone",
     )
 
 
@@ -81,25 +66,46 @@ def unstarted_runs() -> Automation:
     Such a run holds its deployment's slot, sends no heartbeat that could fail to come, and no
     other worker looks at it.
     """
+    return _crashes(
+        "refit: runs that never started",
+        f"A run that did not start {UNSTARTED:g} s after its submission is Crashed.",
+        after=_events(SUBMITTED),
+        expect=_events(("Running", *ENDED)),
+        within=UNSTARTED,
+        message=f"not started {UNSTARTED:g} s after its submission: its worker is gone",
+    )
+
+
+def _events(states: Iterable[str]) -> set[str]:
+    """Return the events that tell of a run's states."""
+    return {f"prefect.flow-run.{state}" for state in states}
+
+
+def _crashes(
+    name: str, description: str, *, after: set[str], expect: set[str], within: float, message: str
+) -> Automation:
+    """Return an automation that makes a run Crashed where `expect` does not come after `after`."""
     return Automation(
-        name="refit: runs that never started",
-        description=f"A run that did not start {UNSTARTED:g} s after its submission is Crashed.",
+        name=name,
+        description=description,
         trigger=EventTrigger(
-            after={f"prefect.flow-run.{state}" for state in SUBMITTED},
-            expect={f"prefect.flow-run.{state}" for state in ("Running", *ENDED)},
+            after=after,
+            expect=expect,
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             match_related=RETRAIN,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=UNSTARTED),
+            within=timedelta(seconds=within),
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
+                # Forced, it would crash runs that ended well whenever the news of their end came
+                # before the event that is counted from, or was lost with the server.
                 force=False,
-                message=f"not started {UNSTARTED:g} s after its submission: its worker is gone",
+                message=message,
             )
         ],
     )

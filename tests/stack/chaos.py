@@ -63,6 +63,7 @@ class Seen:
         done: triggers, arrivals and kills, by kind.
         kills: time.time() of each.
         versions: of the champion, each time it was asked for.
+        lost: how often there was none, after there had been one.
         at_once: process lists in which two stages worked in one workspace.
         runs: the accepted triggers' flow runs.
     """
@@ -297,14 +298,15 @@ class Chaos:
         assert last["state_type"] == "COMPLETED", self.stack.logs(last["id"])
         wait_for(lambda: not descendants(self.project), 30, "the end of every run's processes")
         states = Counter(self.stack.run(run)["state_name"] for run in self.seen.runs)
-        again = self._trained_again()
+        ended = self._ended()
+        again = self._trained_again(ended)
         self._look_at_champion()
         return {
             "seconds": round(seconds),
             **dict(sorted(self.seen.done.items())),
             "runs by state": dict(states),
-            "versions of the data": len(self._ended()["train_head"]),
-            "trainings": sum(len(times) for times in self._ended()["train_head"].values()),
+            "versions of the data": len(ended["train_head"]),
+            "trainings": sum(len(times) for times in ended["train_head"].values()),
             "trained again": len(again),
             "trained again without a kill between": sum(not killed for killed in again),
             "two stages at once": len(self.seen.at_once),
@@ -325,7 +327,7 @@ class Chaos:
                 found[stage].setdefault(data, []).append(float(at))
         return found
 
-    def _trained_again(self) -> list[bool]:
+    def _trained_again(self, ended: dict[str, dict[str, list[float]]]) -> list[bool]:
         """Return of each training of the same data whether something was killed in between.
 
         A flow that is killed after its stage has ended and before DVC has recorded it is made
@@ -333,7 +335,7 @@ class Chaos:
         """
         return [
             any(before - 1 <= kill <= after for kill in self.seen.kills)
-            for of_stage in self._ended().values()
+            for of_stage in ended.values()
             for times in of_stage.values()
             for before, after in pairwise(sorted(times))
         ]

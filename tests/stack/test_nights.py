@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.automations import UNSTARTED
 from tests.loopback import wait_for
 from tests.stack.prefect_stack import (
     Stack,
@@ -78,7 +79,7 @@ def automations(up: Stack) -> set[str]:
     return {found["name"] for found in up.post("automations/filter")}
 
 
-def make_automations(up: Stack, unstarted: float = 600.0, **environment: str) -> None:
+def make_automations(up: Stack, unstarted: float = UNSTARTED, **environment: str) -> None:
     make = f"from flows import automations; automations.UNSTARTED = {unstarted}; automations.make()"
     subprocess.run(
         [sys.executable, "-c", make],
