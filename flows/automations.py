@@ -15,7 +15,7 @@ from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import get_current_settings
 from prefect.states import StateType
 from pydantic import SecretStr
@@ -134,14 +134,27 @@ def notifications(block: Any) -> list[Automation]:
 
 
 def make() -> None:
-    """Make this project's automations anew; without REFIT_WEBHOOK those that tell people go."""
+    """Make this project's automations; without REFIT_WEBHOOK those that tell people go.
+
+    One that is there already stays: with it would go what it has counted, and a run that fell
+    silent before would hold its slot for ever.
+    """
     wanted = [dead_runs(), unstarted_runs()]
     names = {made.name for made in wanted} | {f"refit: tell {event}" for event in TOLD}
     if address := os.environ.get(WEBHOOK):
         wanted += notifications(Webhook(url=SecretStr(address)).save(BLOCK, overwrite=True))
+    missing = {made.name: made for made in wanted}
     with get_client(sync_client=True) as client:
         for name in names:
             for old in client.read_automations_by_name(name):
-                client.delete_automation(old.id)
-    for automation in wanted:
+                if name in missing and _says_the_same(old, missing[name]):
+                    del missing[name]
+                else:
+                    client.delete_automation(old.id)
+    for automation in missing.values():
         automation.create()
+
+
+def _says_the_same(old: AutomationCore, new: AutomationCore) -> bool:
+    """Whether two automations differ in nothing but who they are."""
+    return old.model_dump(exclude={"id"}) == new.model_dump(exclude={"id"})

@@ -18,7 +18,7 @@ SERVERS = {
         *("--backend-store-uri", "sqlite:///mlflow.db"),
     ],
     "Prefect http://127.0.0.1:4200": [
-        *("prefect", "server", "start", "--host", "127.0.0.1", "--port", "4200"),
+        *("python", "-m", "flows.prefect_server", "--host", "127.0.0.1", "--port", "4200"),
     ],
 }
 
@@ -34,7 +34,8 @@ def main() -> None:
             [str(programs / command[0]), *command[1:]], start_new_session=True, env=environment
         )
         for name, command in SERVERS.items()
-        if command[0] != "prefect" or services.running("server") is None  # `make up` has its own
+        # `make up` has a Prefect server of its own.
+        if not name.startswith("Prefect") or services.running("server") is None
     }
     print("\n".join(running))
     try:

@@ -35,7 +35,7 @@ def start_server() -> bool:
             f"up: another Prefect server answers at {PAGE} (`make ui`?): end it, or choose "
             "another port with PREFECT_SERVER_API_PORT"
         )
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", PORT]
+    command = ["python", "-m", "flows.prefect_server", "--host", "127.0.0.1", "--port", PORT]
     started = services.start("server", command)
     deadline = time.monotonic() + START
     while not healthy():

@@ -210,7 +210,7 @@ class Stack:
     def begin_server(self) -> None:
         """Start the server."""
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        self.start("server", "prefect", "server", "start", *address)
+        self.start("server", "python", "-m", "flows.prefect_server", *address)
 
     def start_server(self) -> None:
         """Start the server and wait for its first answer."""

@@ -75,8 +75,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield made
 
 
-def automations(up: Stack) -> set[str]:
-    return {found["name"] for found in up.post("automations/filter")}
+def automations(up: Stack) -> dict[str, str]:
+    """Return name -> id."""
+    return {found["name"]: found["id"] for found in up.post("automations/filter")}
 
 
 def make_automations(up: Stack, unstarted: float = UNSTARTED, **environment: str) -> None:
@@ -107,10 +108,14 @@ def fell_silent(up: Stack) -> str:
 
 def test_a_run_shows_what_it_did_and_why(up: Stack, receiver: Receiver) -> None:
     # Telling people is off by default.
-    assert automations(up) == {"refit: dead runs", "refit: runs that never started"}
+    silent = automations(up)
+    assert silent.keys() == {"refit: dead runs", "refit: runs that never started"}
     make_automations(up, REFIT_WEBHOOK=receiver.url)
+    telling = automations(up)
+    assert len(telling) == 6
     make_automations(up, REFIT_WEBHOOK=receiver.url)
-    assert len(automations(up)) == 6
+    assert automations(up) == telling
+    assert silent.items() <= telling.items()  # what they have counted is not lost
     first = up.wait(up.trigger("nightly"))
     assert first["state_type"] == "COMPLETED", up.logs(first["id"])
     assert first["name"] == "first new data"
@@ -295,6 +300,13 @@ def test_everything_told_to_end(up: Stack) -> None:
     # Prefect's own processes ask a server that is gone for a minute before they give up.
     _, alive = psutil.wait_procs(set(everything), 120)
     assert alive == []
+
+
+def test_the_server_s_database_was_never_locked(up: Stack) -> None:
+    """It is SQLite, written by all of the above at once."""
+    said = up.log_file("server").read_text()
+    assert "Check out the dashboard" in said
+    assert "locked" not in said
 
 
 def test_no_log_holds_the_webhook_s_address(up: Stack) -> None:
