@@ -31,10 +31,21 @@ import yaml
 from tests.loopback import free_port
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = ("flows", "tasks", "dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore")
+PARTS = (
+    "flows",
+    "tasks",
+    "dvc.yaml",
+    "params.yaml",
+    "pyproject.toml",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+)
 # No round of them takes part in another's: neither database, cache nor running server.
 OUTSIDE = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in OUTSIDE}
+# A stage's `python`, and `dvc`, are this environment's.
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 SERVER_SECONDS = 60
 
 
