@@ -224,9 +224,9 @@ class Chaos:
             stages = []
             for process in self._processes("stage"):
                 with contextlib.suppress(psutil.Error):
-                    words = process.cmdline()
-                    if words[2] != "tasks.follower":
-                        stages.append(f"{process.pid} {' '.join(words[2:])}")
+                    program = process.cmdline()[2:]  # nothing, if it ended meanwhile
+                    if program and program[0] != "tasks.follower":
+                        stages.append(f"{process.pid} {' '.join(program)}")
             if len(stages) > 1:
                 self.seen.at_once.append(stages)
             if time.monotonic() - asked > 2:
@@ -260,7 +260,9 @@ class Chaos:
             watch.start()
             try:
                 self._happen(triggers, arrivals, kills, seconds)
-                return self._settled(time.monotonic() - started)
+                counts = self._settled(time.monotonic() - started)
+                assert watch.is_alive(), "from some moment on nobody watched"
+                return counts
             finally:
                 self._over.set()
                 watch.join()
