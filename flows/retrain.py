@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -177,13 +176,7 @@ def tell(registered: State, outcome: Outcome) -> None:
     artifacts.verdict(summary)
 
 
-def end(*_: object) -> None:
-    """End at SIGTERM as at any exit, so that Prefect's temporary server is not left running."""
-    sys.exit(128 + signal.SIGTERM)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, end)
     loopback.ensure()
     final = retrain(return_state=True)
     if not final.is_completed():
