@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from flows import temporary_server
+
+if __name__ == "__main__":
+    # Both take seconds: the server, and the imports below.
+    server = temporary_server.start()
+
+import atexit
 import json
 import os
 import sys
@@ -14,7 +21,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import artifacts, engine_log, graph, loopback, orphan, report, workspace
+from flows import artifacts, engine_log, graph, orphan, report, workspace
 from flows.stages import CACHED, Outcome, run_child, run_stages, transfer, unchanged
 from tasks import files, params, results
 from tasks.vision.errors import RefitError
@@ -177,7 +184,9 @@ def tell(registered: State, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    loopback.ensure()
+    if server:
+        server.wait()
+        atexit.register(server.end)
     final = retrain(return_state=True)
     if not final.is_completed():
         sys.exit(f"retrain: {final.message}")
