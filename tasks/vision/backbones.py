@@ -444,11 +444,19 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     return folded.requires_grad_(False).eval()
 
 
+class _WholeConvolutions(fx.Tracer):
+    """Takes every convolution as one step, those of our own classes, too."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Whether a module is one step of the trace."""
+        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
+
+
 def _convolution_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
     """Name each BatchNorm that alone reads a convolution, with that convolution, by tracing."""
     modules = dict(module.named_modules())
     pairs = []
-    for node in fx.Tracer().trace(module).nodes:
+    for node in _WholeConvolutions().trace(module).nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
         source = node.args[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tasks.vision.augmentation import Augmentation
 from tasks.vision.backbones import Classifier, fold_batchnorm, prefix, suffix
 from tasks.vision.balance import Sampler, Weighting, class_weights
+from tasks.vision.depthwise import keep_slow_ones_in_float32
 from tasks.vision.device import on_device
 from tasks.vision.features import augmented_input, extract
 from tasks.vision.inference import logits_of
@@ -43,6 +44,7 @@ class PartlyFrozen(nn.Module):
         frozen = fold_batchnorm(prefix(classifier))
         self.frozen = frozen.to(memory_format=torch.channels_last)
         self.trainable = suffix(classifier)
+        keep_slow_ones_in_float32(self.trainable)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [N, C] of normalised images [N, 3, S, S]."""
