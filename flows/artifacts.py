@@ -113,7 +113,7 @@ def verdict_markdown(summary: dict[str, Any]) -> str:
         f"| data version | {summary['data_version']} |",
         f"| git commit | {summary['git_commit']} |",
         f"| MLflow run | [{summary['run_id']}]({run}){hint} |",
-        f"| report | `{report.PAGE.absolute()}`, and an artifact of the MLflow run |",
+        f"| report | `{files.REPORT.absolute()}`, and an artifact of the MLflow run |",
         f"| model | `{(files.BEST / 'model.onnx').absolute()}` |",
     ]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ from flows.graph import candidate_of
 from flows.stages import Outcome
 from tasks import files
 
-PAGE = files.REPORTS / "report.html"
 TEST = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 
 
@@ -61,7 +60,7 @@ def show(summary: dict[str, Any], outcome: Outcome) -> None:
     example = next(iter(sorted(files.RAW.rglob("*.*"))), "PICTURE")
     console.print(
         f"""
-  the report          {PAGE}
+  the report          {files.REPORT}
   the model           {files.BEST / "model.onnx"}
   runs and registry   make ui
   figures             dvc metrics show

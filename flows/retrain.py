@@ -174,7 +174,8 @@ def tell(registered: State, outcome: Outcome) -> None:
         made = run_child("variants", [sys.executable, "-m", "tasks.variants"], return_state=True)
         if not made.is_completed():
             get_run_logger().warning("no smaller variants: %s", made.message)
-    if new or not report.PAGE.exists():
+        files.REPORT.unlink(missing_ok=True)  # the one that `register` wrote knows none of them
+    if not files.REPORT.exists():
         page = run_child("report", [sys.executable, "-m", "tasks.report"], return_state=True)
         if not page.is_completed():
             get_run_logger().warning("the report was not written: %s", page.message)

@@ -19,6 +19,7 @@ MODELS = Path("data/models")
 REPORTS = Path("data/reports")
 VALIDATION = REPORTS / "validation"
 SUMMARY = REPORTS / "summary.json"
+REPORT = REPORTS / "report.html"
 BEST = Path("data/best")
 VARIANTS = Path("data/variants")
 # Not a stage's output: DVC removes those before a stage runs, and hands out old ones.

@@ -1,7 +1,8 @@
 """Step `register` of the flow: log the candidates, register the best, promote it if it is better.
 
-Not a DVC stage, because it changes the world outside `data/`. Safe to repeat: what is already
-logged or registered is found again by its content hash.
+It ends with the report, in the same process, because another would take seconds to start. Not a DVC
+stage, because it changes the world outside `data/`. Safe to repeat: what is already logged or
+registered is found again by its content hash.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import files, gatekeeper, packed, params, program, runs, serving, tracking, verdicts
+from tasks import (
+    files,
+    gatekeeper,
+    packed,
+    params,
+    program,
+    report,
+    runs,
+    serving,
+    tracking,
+    verdicts,
+)
 from tasks.results import probabilities, retrain_key, scored
 from tasks.vision.errors import RefitError
 from tasks.vision.images import read_picture
@@ -212,8 +224,16 @@ def retrain_run(
     return {**tags, "run_id": run_id, "decision": decision}
 
 
+def write_report() -> None:
+    """Write the report; what was registered stands without it."""
+    try:
+        report.main()
+    except Exception as error:
+        print(f"warning: the report was not written: {type(error).__name__}: {error}")
+
+
 def main() -> None:
-    """Log, register, compare, promote; then write data/reports/summary.json."""
+    """Log, register, compare, promote; then write data/reports/summary.json and the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=json.loads, help="the flow's JSON: seconds and failures")
     parser.add_argument("--no-promote", action="store_true", help="judge, but change no champion")
@@ -254,6 +274,7 @@ def main() -> None:
             **stages,
         },
     )
+    write_report()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from tasks.gate.page import thumbnail
 from tasks.vision import calibration
 from tasks.vision.errors import PictureError, RefitError
 
-PAGE = files.REPORTS / "report.html"
 TONES = {"PROMOTE": "passed", "HOLD": "warning", "REJECT": "failed"}
 WORDS = {
     "PROMOTE": "Promoted: it is the champion now",
@@ -185,10 +184,10 @@ def render(shown: dict[str, Any]) -> str:
 def main() -> None:
     """Write data/reports/report.html, and then keep it with the run in MLflow, too."""
     shown = view()
-    files.write_text(PAGE, render(shown))
-    print(f"report: {PAGE}")
+    files.write_text(files.REPORT, render(shown))
+    print(f"report: {files.REPORT}")
     with tracking.session(params.load().register_.experiment) as (client, _):
-        client.log_artifact(shown["summary"]["run_id"], str(PAGE))
+        client.log_artifact(shown["summary"]["run_id"], str(files.REPORT))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from flows import rollback
-from tasks import files, register, tracking, verdicts
+from tasks import files, register, report, tracking, verdicts
 from tasks.vision.errors import RefitError
 from tests.unit.registry import (
     BAD,
@@ -304,3 +304,19 @@ def test_main_writes_the_summary_and_one_line_for_ever(monkeypatch: pytest.Monke
     assert (summary["registered_version"], summary["champion"]) == ("1", "1")
     (line,) = verdicts.read()
     assert line["decision"] == summary["decision"]
+
+
+def test_what_was_registered_stands_without_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("no such column")
+
+    train(GOOD)
+    settings()
+    monkeypatch.setattr(sys, "argv", ["register"])
+    monkeypatch.setattr(report, "main", fail)
+    register.main()
+    assert files.read_json(files.SUMMARY)["verdict"] == "PROMOTE"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "warning: the report was not written: ValueError: no such column"

@@ -94,8 +94,8 @@ class Page(HTMLParser):
 
 def page(**more: Any) -> Page:
     files.write_json(files.SUMMARY, summary(**more))
-    files.write_text(report.PAGE, report.render(report.view()))
-    return Page(report.PAGE.read_text())
+    files.write_text(files.REPORT, report.render(report.view()))
+    return Page(files.REPORT.read_text())
 
 
 @pytest.mark.parametrize("verdict", ["PROMOTE", "HOLD", "REJECT"])
@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_else(verdict: str) -> None:
     assert "link" not in found.tags
     outside = [link for link in found.links if not link.startswith("data:image/jpeg;base64,")]
     assert outside == ["validation/index.html"]
-    assert not re.search(r"url\(|@import|https?://", report.PAGE.read_text())
+    assert not re.search(r"url\(|@import|https?://", files.REPORT.read_text())
     assert report.WORDS[verdict] in found.words
     assert "it is no better" in found.words
 
