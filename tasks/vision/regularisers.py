@@ -26,10 +26,16 @@ class Mixing:
             if recipe.cutmix:
                 self._kinds.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it mixes at all."""
+        return bool(self._kinds)
+
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs and targets: labels int64 [n], or probabilities float32 [n, C] if mixed.
 
-        It draws from torch's global generator.
+        Each picture is mixed with the one before it, the first with the last, all in the same
+        way, which is drawn from torch's global generator.
         """
         if not self._kinds:
             return inputs, labels

@@ -116,8 +116,7 @@ class Stepper:
             this process's part of the batch's mean loss, on the device, and whether any process
             must stop.
         """
-        mine = self.processes.share(batch)
-        while (loss := self._gradients(mine, len(batch), number, epoch)) is None:
+        while (loss := self._gradients(batch, number, epoch)) is None:
             self._halve()
         trained = [p for p in self.training.parameters if p.requires_grad]
         stop = self.processes.sum_gradients(trained, stop)
@@ -130,18 +129,18 @@ class Stepper:
             self.average.update()
         return loss, stop
 
-    def _gradients(
-        self, mine: NDArray[np.int64], count: int, number: int, epoch: int
-    ) -> Tensor | None:
+    def _gradients(self, batch: NDArray[np.int64], number: int, epoch: int) -> Tensor | None:
         """Add up the gradients of this process's pictures; None if memory did not do."""
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.training.parameters[0].device)
+        mine = self.processes.share(np.arange(len(batch)))
         try:
             for start in range(0, len(mine), self.micro_batch):
-                inputs, labels = self.training.batch(mine[start : start + self.micro_batch], epoch)
-                # For dropout and mixing: so a resumed training needs no generator's state.
+                places = mine[start : start + self.micro_batch]
+                inputs, targets = self._mixed(batch, places, number, epoch)
+                # For dropout: so a resumed training needs no generator's state.
                 torch.manual_seed(seed_of(self.recipe.seed, number, self.processes.rank, start))
-                loss = self._summed_loss(inputs, labels) / count
+                loss = self._summed_loss(inputs, targets) / len(batch)
                 loss.backward()
                 total += loss.detach()
         except torch.OutOfMemoryError:
@@ -150,9 +149,23 @@ class Stepper:
             return None  # leaving the block frees what the error's frames hold
         return total
 
-    def _summed_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss as a sum over pictures, so that micro-batches add up to the batch."""
+    def _mixed(
+        self, batch: NDArray[np.int64], places: NDArray[np.int64], number: int, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of some places of a batch, mixed as the whole batch would be.
+
+        A picture is mixed with the one before it, the first with the last: the one before the
+        first of these places is fetched as well where they are not the whole batch.
+        """
+        extra = int(self._mixing.is_on and len(places) < len(batch))
+        rows = np.concatenate([places[:extra] - 1, places])
+        inputs, labels = self.training.batch(batch[rows], epoch)
+        torch.manual_seed(seed_of(self.recipe.seed, number))
         inputs, targets = self._mixing(inputs, labels)
+        return inputs[extra:], targets[extra:]
+
+    def _summed_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss as a sum over pictures, so that micro-batches add up to the batch."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             logits = self.training.network(inputs)
         return F.cross_entropy(

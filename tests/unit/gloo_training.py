@@ -6,6 +6,7 @@ Usage: python -m torch.distributed.run --nproc-per-node N -m tests.unit.gloo_tra
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,13 +23,14 @@ RECIPE = Recipe(
 
 
 def train(out: Path, mode: str) -> None:
-    """Train with augmentation; `norms` also trains BatchNorm."""
+    """Train with augmentation; `norms` also trains BatchNorm, `mixed` mixes pictures."""
     processes = join(torch.device("cpu"))
     norms, cache = mode == "norms", (1 << 20 if mode == "cached" else 0)
+    recipe = replace(RECIPE, mixup=0.4, cutmix=1.0) if mode == "mixed" else RECIPE
     shown = {} if cache else {"augmentation": toy.SHOWN}
     made = toy.training(
         toy.classifier(),
-        RECIPE,
+        recipe,
         "last_2_blocks",
         norms_frozen=not norms,
         processes=processes,
@@ -36,7 +38,7 @@ def train(out: Path, mode: str) -> None:
         cache_budget=cache,
         **shown,
     )
-    fitted = fit(made, RECIPE, processes=processes, checkpoints=out.with_suffix(""), seconds=0.0)
+    fitted = fit(made, recipe, processes=processes, checkpoints=out.with_suffix(""), seconds=0.0)
     every = out.with_name(f"{out.stem}.{processes.rank}.safetensors")
     checkpoints.save(every, fitted.weights, {"curve": str(fitted.curve)})
     if processes.is_first:

@@ -16,7 +16,7 @@ from tasks.vision.parallel import Processes, join
 from tests.unit import gloo_training
 
 ROOT = Path(__file__).resolve().parents[2]
-MODES = ("plain", "cached", "norms")
+MODES = ("plain", "cached", "mixed", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_both_processes_end_with_the_same_bytes(two: Path, mode: str) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("mode", ["plain", "cached"])
+@pytest.mark.parametrize("mode", ["plain", "cached", "mixed"])
 def test_two_processes_train_what_one_does(two: Path, tmp_path: Path, mode: str) -> None:
     alone = tmp_path / f"{mode}.safetensors"
     gloo_training.train(alone, mode)

@@ -177,6 +177,18 @@ def test_activations_that_do_not_fit_or_differ_are_not_kept(
     assert all(torch.equal(other[n], v) for n, v in online.items())
 
 
+@pytest.mark.parametrize("recipe", [replace(RECIPE, mixup=0.4), replace(RECIPE, cutmix=1.0)])
+def test_micro_batches_are_mixed_as_the_whole_batch(recipe: Recipe) -> None:
+    def ended(recipe: Recipe) -> dict[str, torch.Tensor]:
+        classifier = toy.classifier()
+        fit(toy.training(classifier, recipe), recipe)
+        return classifier.state_dict()
+
+    whole, parts, unmixed = map(ended, (recipe, replace(recipe, accumulate=3), RECIPE))
+    assert all(torch.allclose(parts[n], v, atol=1e-5) for n, v in whole.items())
+    assert not all(torch.allclose(unmixed[n], v, atol=1e-3) for n, v in whole.items())
+
+
 def test_a_picture_is_shown_otherwise_in_each_epoch_and_alike_in_any_batch() -> None:
     made = toy.training(toy.classifier(), RECIPE, augmentation=toy.SHOWN)
     first, _ = made.batch(np.array([4, 7, 9]), 1)
