@@ -8,7 +8,6 @@ if __name__ == "__main__":
     # Both take seconds: the server, and the imports below.
     server = temporary_server.start()
 
-import atexit
 import json
 import os
 import sys
@@ -187,7 +186,6 @@ def tell(registered: State, outcome: Outcome) -> None:
 if __name__ == "__main__":
     if server:
         server.wait()
-        atexit.register(server.end)
     final = retrain(return_state=True)
     if not final.is_completed():
         sys.exit(f"retrain: {final.message}")

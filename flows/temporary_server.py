@@ -9,6 +9,7 @@ It imports nothing but the standard library: what it is for is not to be waited 
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
@@ -71,7 +72,6 @@ class Server:
                     return
             except URLError:
                 time.sleep(LOOK)
-        self.end()
         sys.exit(
             f"retrain: no Prefect server came up at {self.address} within {seconds:.0f} s (what it "
             "said stands above): try again, or set PREFECT_API_URL to one that runs"
@@ -104,6 +104,8 @@ def start() -> Server | None:
     if is_configured():
         return None
     server = Server()
+    # Before Prefect registers what it still has to tell the server at the end: last in, first out.
+    atexit.register(server.end)
     print(f"starting a Prefect server for this run at {server.address}", file=sys.stderr)
     os.environ["PREFECT_API_URL"] = f"{server.address}/api"
     return server
