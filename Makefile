@@ -17,7 +17,7 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
 
 .PHONY: setup
-setup: .venv/.synced  ## Make .venv with the exact packages of requirements.lock
+setup: .venv/.synced .prefect/prefect.db  ## Make .venv with the exact packages of requirements.lock
 
 .venv/.synced: requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) found: install Python 3.11 to 3.13 (or name one: make setup PYTHON=/path/to/python3.12)" >&2; exit 1; }
@@ -26,6 +26,11 @@ setup: .venv/.synced  ## Make .venv with the exact packages of requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ;]+' requirements.lock)"
 	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@touch $@
+
+# Once: the database of Prefect's runs takes longer to make than a retrain to find nothing new.
+.prefect/prefect.db: | .venv/.synced
+	@env -u PREFECT_SERVER_DATABASE_CONNECTION_URL -u PREFECT_API_DATABASE_CONNECTION_URL \
+		PREFECT_HOME="$(CURDIR)/.prefect" $(BIN)/prefect server database upgrade --yes >/dev/null
 
 .PHONY: lock
 lock: .venv/.synced  ## Compile requirements.lock anew from pyproject.toml
@@ -51,7 +56,7 @@ test: setup  ## Run every test
 
 .PHONY: test-stack
 test-stack: setup  ## Run the tests that start real servers
-	$(BIN)/python -m pytest tests/stack
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/stack
 
 .PHONY: up
 up: setup  ## Retrain on a schedule: start server, worker and deployments on this machine

@@ -19,7 +19,7 @@ LOCK = Path("requirements.lock").read_text()
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make in a folder that holds the Makefile and the lock, and no .venv."""
     for name in ("Makefile", "requirements.lock"):
-        shutil.copy(name, folder)
+        shutil.copy2(name, folder)
     return subprocess.run(
         [MAKE, *arguments],
         cwd=folder,
@@ -84,6 +84,24 @@ def test_no_venv_module_is_one_line(tmp_path: Path) -> None:
     bare = fake_python(tmp_path, 'case "$2" in venv) exit 1;; *) exit 0;; esac')
     (line,) = said(make(tmp_path, "setup", f"PYTHON={bare}"))
     assert "apt install python3-venv" in line
+
+
+def test_setup_makes_the_database_of_prefect_s_runs_once(tmp_path: Path) -> None:
+    # A .venv that is there already, whose `prefect` writes down what it was asked.
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    recorder = programs / "prefect"
+    recorder.write_text(
+        '#!/bin/sh\nmkdir -p "$PREFECT_HOME"\n'
+        'echo "$@ $PREFECT_SERVER_DATABASE_CONNECTION_URL" >>"$PREFECT_HOME/prefect.db"\n'
+    )
+    recorder.chmod(0o755)
+    (tmp_path / ".venv/.synced").touch()
+    for _ in range(2):
+        done = make(tmp_path, "setup")
+        assert done.returncode == 0, done.stderr
+    asked = (tmp_path / ".prefect/prefect.db").read_text()
+    assert asked.splitlines() == ["server database upgrade --yes "]
 
 
 def test_the_lock_pins_every_package_by_hash_and_names_no_host() -> None:
