@@ -18,7 +18,6 @@ import time
 import tomllib
 from contextlib import closing
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from flows import guard, loopback
@@ -68,9 +67,9 @@ class Server:
         deadline = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                with urlopen(f"{self.address}/api/health"):  # noqa: S310 - our own address
+                with urlopen(f"{self.address}/api/health", timeout=5):  # noqa: S310 - our own
                     return
-            except URLError:
+            except OSError:  # not listening yet, or not answering yet
                 time.sleep(LOOK)
         sys.exit(
             f"retrain: no Prefect server came up at {self.address} within {seconds:.0f} s (what it "
