@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,8 +18,10 @@ from torch import nn
 
 from tasks.vision import backbones, device
 from tasks.vision.depthwise import keep_slow_ones_in_float32
+from tests.benchmarks.augmentation import BATCH, milliseconds
 
-BATCH, SIDE, ROUNDS = 32, 224, 9
+SIDE, ROUNDS = 224, 9
+CPU = torch.device("cpu")
 
 
 def training_step(arch: str, *, bfloat16: bool, kept: bool = False) -> Callable[[], object]:
@@ -47,14 +48,6 @@ def training_step(arch: str, *, bfloat16: bool, kept: bool = False) -> Callable[
     return step
 
 
-def milliseconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall and CPU milliseconds a picture of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return 1e3 * wall / BATCH, 1e3 * cpu / BATCH
-
-
 def main() -> None:
     """Measure all in turn and print the table."""
     arch = sys.argv[1] if len(sys.argv) > 1 else "mobilenet_v2"
@@ -66,7 +59,7 @@ def main() -> None:
     }
     for step in ways.values():
         step()
-    rounds = [{name: milliseconds(step) for name, step in ways.items()} for _ in range(ROUNDS)]
+    rounds = [{name: milliseconds(step, CPU) for name, step in ways.items()} for _ in range(ROUNDS)]
     print(f"| {arch} | ms a picture | CPU ms | to float32 |\n|---|---:|---:|---:|")
     for name in ways:
         wall, cpu = (statistics.median(turn[name][kind] for turn in rounds) for kind in (0, 1))
